@@ -1,0 +1,33 @@
+// Types and checks shared by every native file.
+//
+// Kernels compiled for several instruction sets include this header too, so it holds only plain types and functions
+// that such a file does not call: an inline function emitted there could be merged with the portable copy and then
+// run an instruction that the machine lacks.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace lorahub_edge {
+
+// Sizes and offsets: signed, so that differences are safe, and 64 bits, so that a large stack cannot overflow.
+using index_t = std::int64_t;
+
+// A bfloat16 as it lies in memory: the upper half of a float32.
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+enum class DType { float32, bfloat16 };
+
+inline const char* name_of(DType dtype) {
+  return dtype == DType::float32 ? "float32" : "bfloat16";
+}
+
+// Guards what would be memory-unsafe. Messages for users are made in kernels/ops.py, above the native code.
+inline void check(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+}  // namespace lorahub_edge

@@ -1,0 +1,52 @@
+"""lorahub_edge: adapt a frozen int8 model to a new task by composing LoRA modules, without gradients.
+
+    import lorahub_edge
+
+    run = lorahub_edge.adapt(base="pocket", modules="pocket", examples="my_task.jsonl")
+    run.coefficients, run.table, run.predict(["..."])
+
+`adapt` finds the coefficients, `load_adapted` opens a run folder again, `train_module` makes a module for a hub.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorahub_edge.adaptation import AdaptedModel, Run, adapt, load_adapted
+    from lorahub_edge.base import Base, load_base, save_base
+    from lorahub_edge.modules import LoraModule, load_modules
+    from lorahub_edge.train import train_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdaptedModel": "adaptation",
+    "Base": "base",
+    "LoraModule": "modules",
+    "Run": "adaptation",
+    "adapt": "adaptation",
+    "load_adapted": "adaptation",
+    "load_base": "base",
+    "load_modules": "modules",
+    "save_base": "base",
+    "train_module": "train",
+}
+__all__ = [
+    "AdaptedModel",
+    "Base",
+    "LoraModule",
+    "Run",
+    "adapt",
+    "load_adapted",
+    "load_base",
+    "load_modules",
+    "save_base",
+    "train_module",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: torch and transformers take seconds, `lorahub-edge --help` needs neither."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lorahub_edge' has no attribute '{name}'")
+    return getattr(import_module(f"lorahub_edge.{_HOME[name]}"), name)

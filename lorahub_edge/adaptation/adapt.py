@@ -1,0 +1,96 @@
+"""The main job: from a base, modules and a handful of examples to one composed module, with its controls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lorahub_edge.adaptation.job import Job
+from lorahub_edge.adaptation.presets import preset_by_name
+from lorahub_edge.adaptation.progress import OnProgress
+from lorahub_edge.adaptation.run import Run
+from lorahub_edge.adaptation.run_folder import RunFolder
+from lorahub_edge.adaptation.settings import SearchSettings, check_numbers
+from lorahub_edge.adaptation.task import Examples, load_task
+from lorahub_edge.base import Base
+from lorahub_edge.modules import LoraModule
+
+
+def adapt(
+    base: str | Path | Base = "pocket",
+    modules: str | Path | Iterable[str | Path] | Sequence[LoraModule] = "pocket",
+    examples: Examples | None = None,
+    *,
+    test: Examples | None = None,
+    n_examples: int = 5,
+    example_seed: int = 42,
+    n_test: int | None = None,
+    preset: str = "edge",
+    optimizer: str | None = None,
+    budget: int | None = None,
+    alpha: float | None = None,
+    bound: float | None = None,
+    seed: int = 42,
+    device: str = "auto",
+    precision: str = "int8",
+    prompt: str = "auto",
+    max_input_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    null_control: bool = True,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Run:
+    """Find one coefficient per LoRA module such that their composition answers a new task.
+
+    Meaning, per target layer, with s the scaling:
+
+        minimise over c in [-bound, bound]^n:  loss(examples; base + s * B(c) @ A(c)) + penalty(c)
+        A(c) = sum_k(c[k] * A[k]),  B(c) = sum_k(c[k] * B[k])
+
+    Args:
+        base: see `load_base`; or a loaded base, whose precision and device then count.
+        modules: see `load_modules`; or loaded modules.
+        examples: a file, "pocket/TASK", or the examples themselves; None is the embedded default task.
+        test: the same; scored by exact match. Rows that are among the drawn examples are left out.
+        n_examples, example_seed: how many examples the search sees, and the seed of LoRAHub's draw.
+        n_test: at most so many test rows.
+        preset: "edge", "paper" or "lorahub-code"; the next four change parts of it.
+        optimizer: "screen-cma", "cma-es" or any nevergrad name.
+        budget: evaluations of the search, at least 1.
+        alpha: weight of the L1 penalty, at least 0.
+        bound: half width of the box.
+        seed: of the search and of the random-LoRA null.
+        device, precision: see `load_base`.
+        prompt: see `PromptFormat.for_base`.
+        max_input_tokens: inputs are cut here; default 2048 or what the model takes.
+        max_new_tokens: answers are cut here; default twice the longest example answer plus 8.
+        null_control: also search over random modules of the same size: the same budget once more.
+        out: a run folder to write; nothing is written without it.
+        overwrite: replace an earlier run in `out`.
+        on_progress: called as the run goes on.
+
+    Returns:
+        The run. Ctrl-C during the search ends it early with the best so far (`run.interrupted`).
+
+    Raises:
+        InvalidInput, IncompatibleModules, UnsupportedFormat, OutputExists: see there.
+
+    Source: LoRAHub, arXiv:2307.13269.
+    """
+    check_numbers(alpha=alpha, budget=budget, max_input_tokens=max_input_tokens, max_new_tokens=max_new_tokens)
+    chosen = preset_by_name(preset)
+    task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
+    folder = RunFolder(out, overwrite=overwrite) if out is not None else None
+    try:
+        job = Job(task, folder, on_progress or (lambda progress: None))
+        job.load(base, modules, precision=precision, device=device)
+        job.encode(prompt, max_input_tokens, max_new_tokens)
+        changes = {"optimizer": optimizer, "budget": budget, "alpha": alpha, "bound": bound}
+        job.settings = SearchSettings.of(chosen, len(job.stack.names), seed=seed, **changes)
+        run = job.run(null_control=null_control)
+        return run if folder is None else run.save_into(folder)
+    except BaseException:
+        if folder is not None:
+            folder.discard()
+        raise

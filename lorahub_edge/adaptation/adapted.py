@@ -1,0 +1,108 @@
+"""AdaptedModel: a base with one composed module beside it, ready to be scored and to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorahub_edge.adaptation.generate import greedy_answers
+from lorahub_edge.adaptation.objective import FORMS, Objective
+from lorahub_edge.adaptation.population import PopulationForward
+from lorahub_edge.adaptation.run_folder import ADAPTER, read_manifest
+from lorahub_edge.adaptation.task import Examples, as_examples
+from lorahub_edge.base import Base, load_base
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules import ModuleStack, read_module
+from lorahub_edge.sources import sha256_files
+from lorahub_edge.tasks import PromptFormat, exact_match
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model did on a set of examples.
+
+    Attributes:
+        loss: cross-entropy per answer token.
+        exact_match: percentage of greedy answers that are right, as LoRAHub scores them.
+        n_examples: how many.
+        answers: the greedy answers, in order.
+    """
+
+    loss: float
+    exact_match: float
+    n_examples: int
+    answers: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Score(loss {self.loss:.4f}, exact match {self.exact_match:.1f} % of {self.n_examples})"
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A base and a point in the space of its modules.
+
+    Attributes:
+        base: frozen.
+        stack: modules.
+        coefficients: float64 (n_modules,).
+        prompt: how text becomes tokens.
+        max_new_tokens: where answers are cut.
+    """
+
+    base: Base
+    stack: ModuleStack
+    coefficients: torch.Tensor
+    prompt: PromptFormat
+    max_new_tokens: int
+
+    def predict(self, inputs: Sequence[str], *, batch_size: int = 16) -> list[str]:
+        """Greedy answers to texts, in order."""
+        return greedy_answers(
+            self.base,
+            self.stack,
+            self.coefficients,
+            inputs,
+            self.prompt,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=batch_size,
+        )
+
+    def loss(self, examples: Examples) -> float:
+        """Cross-entropy per answer token over all examples."""
+        encoded = self.prompt.encode_all(as_examples(examples))
+        with PopulationForward(self.base, self.stack, encoded).ready() as forward:
+            objective = Objective(forward, FORMS["published"], alpha=0.0)
+            return objective(self.coefficients[None].double().numpy())[0].mean_loss
+
+    def evaluate(self, examples: Examples) -> Score:
+        """Loss and exact match on a file or a list of examples."""
+        rows = as_examples(examples)
+        answers = self.predict([e.input for e in rows])
+        return Score(self.loss(rows), exact_match(answers, [e.target for e in rows]), len(rows), tuple(answers))
+
+    def __repr__(self) -> str:
+        return f"AdaptedModel({self.base!r}, {len(self.stack.names)} modules)"
+
+
+def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
+    """The adapted model of a run folder.
+
+    Raises:
+        InvalidInput: not a run folder, or its base is gone or no longer the same.
+    """
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    record: dict[str, Any] = manifest["base"]
+    spec = record["spec"]
+    if record["revision"]:
+        spec = f"{spec.partition('@')[0]}@{record['revision']}"
+    base = load_base(spec, precision=record["precision"], device=device)
+    if sha256_files(base.weight_files) != record["files"]:
+        raise InvalidInput(f"run {folder}: base '{spec}' has changed since the run; adapt again or restore the base")
+    stack = ModuleStack.build([read_module(folder / ADAPTER)], base)
+    prompt = PromptFormat.for_base(base, **manifest["prompt"])
+    return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, manifest["max_new_tokens"])

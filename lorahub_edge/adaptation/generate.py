@@ -1,0 +1,90 @@
+"""Greedy answers of a base with one composed module beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import GenerationConfig
+
+from lorahub_edge.adaptation.population import SidePath
+from lorahub_edge.base import Base
+from lorahub_edge.modules import ModuleStack
+from lorahub_edge.tasks import PromptFormat
+
+DEFAULT_BATCH_SIZE = 16
+
+
+@torch.inference_mode()
+def greedy_answers(
+    base: Base,
+    stack: ModuleStack,
+    coefficients: torch.Tensor,
+    inputs: Sequence[str],
+    prompt: PromptFormat,
+    *,
+    max_new_tokens: int,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_answered: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Answer each input, in order.
+
+    Args:
+        base, stack, coefficients: what answers; coefficients is float (n_modules,), all zero for the base alone.
+        inputs: texts, without prompt.
+        prompt: how they become tokens.
+        max_new_tokens: answers are cut here.
+        batch_size: inputs per call, taken in order of length so that little is padded.
+        on_answered: called with the number of inputs answered by each call.
+    """
+    encoded = [prompt.encode_input(text)[0] for text in inputs]
+    order = sorted(range(len(inputs)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(inputs)
+    composed = stack.compose(coefficients[None])
+    side_path = SidePath(base, stack)
+    with side_path.installed(), side_path.active(composed):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            texts = _generate(base, prompt, [encoded[i] for i in rows], max_new_tokens)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+            if on_answered is not None:
+                on_answered(len(rows))
+    return answers
+
+
+def _generate(base: Base, prompt: PromptFormat, encoded: list[list[int]], max_new_tokens: int) -> list[str]:
+    pad = _pad_token_id(base)
+    length = max(map(len, encoded))
+    input_ids = torch.full((len(encoded), length), pad)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(encoded):
+        # a decoder-only model goes on from the last position, so its padding stands in front
+        place = slice(0, len(ids)) if base.family.is_seq2seq else slice(length - len(ids), length)
+        input_ids[row, place] = torch.tensor(ids)
+        attention_mask[row, place] = 1
+    output = base.model.generate(  # type: ignore[operator]
+        input_ids=input_ids.to(base.device),
+        attention_mask=attention_mask.to(base.device),
+        generation_config=_greedy(base, prompt, pad, max_new_tokens),
+    )
+    answers = output if base.family.is_seq2seq else output[:, length:]
+    return [text.strip() for text in base.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def _greedy(base: Base, prompt: PromptFormat, pad: int, max_new_tokens: int) -> GenerationConfig:
+    stops = {base.tokenizer.eos_token_id, *prompt.end_ids[:1]}
+    start = getattr(base.model.config, "decoder_start_token_id", None)
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad,
+        eos_token_id=sorted(stops),
+        decoder_start_token_id=start,
+    )
+
+
+def _pad_token_id(base: Base) -> int:
+    pad = base.tokenizer.pad_token_id
+    return int(base.tokenizer.eos_token_id if pad is None else pad)

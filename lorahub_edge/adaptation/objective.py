@@ -1,0 +1,141 @@
+"""The objective: loss on the examples plus a penalty on the coefficients, each kept as its own number.
+
+Two published forms, by name, since the paper and the code released with it do not compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorahub_edge.adaptation.population import PopulationForward
+from lorahub_edge.adaptation.settings import SearchSettings
+from lorahub_edge.base import Base
+from lorahub_edge.modules import ModuleStack
+from lorahub_edge.tasks import EncodedExample
+
+Array = npt.NDArray[np.float64]
+
+# LoRAHub's script evaluates its examples in batches of this size.
+LORAHUB_BATCH_SIZE = 5
+
+
+@dataclass(frozen=True)
+class ObjectiveForm:
+    """How token losses and coefficients become one number.
+
+    Attributes:
+        name: as presets and the manifest carry it.
+        formula: for people.
+        loss: (negative log-likelihoods (c, e), target tokens (e,)) -> (c,).
+        l1_penalty: (coefficients (c, n), alpha) -> (c,).
+    """
+
+    name: str
+    formula: str
+    loss: Callable[[Array, Array], Array]
+    l1_penalty: Callable[[Array, float], Array]
+
+
+def mean_token_loss(nll: Array, n_tokens: Array) -> Array:
+    """Cross-entropy per answer token over all examples: what a transformers model returns for them as one batch."""
+    loss: Array = nll.sum(axis=1) / n_tokens.sum()
+    return loss
+
+
+def lorahub_code_loss(nll: Array, n_tokens: Array) -> Array:
+    """Sum over batches of the batch's mean token loss, divided once more by the number of examples."""
+    n_examples = len(n_tokens)
+    starts = range(0, n_examples, LORAHUB_BATCH_SIZE)
+    batches = [slice(s, s + LORAHUB_BATCH_SIZE) for s in starts]
+    loss: Array = np.sum([mean_token_loss(nll[:, b], n_tokens[b]) for b in batches], axis=0) / n_examples
+    return loss
+
+
+FORMS: Mapping[str, ObjectiveForm] = {
+    form.name: form
+    for form in (
+        ObjectiveForm(
+            "published",
+            "mean cross-entropy per token + alpha * sum |c|",
+            mean_token_loss,
+            lambda c, alpha: alpha * np.abs(c).sum(axis=1),
+        ),
+        ObjectiveForm(
+            "lorahub-code",
+            "sum over batches of 5 of the mean cross-entropy / n_examples + alpha * mean |c|",
+            lorahub_code_loss,
+            lambda c, alpha: alpha * np.abs(c).mean(axis=1),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one candidate scored.
+
+    Attributes:
+        mean_loss: cross-entropy per answer token; comparable between all forms, presets and controls.
+        loss: the form's own loss term.
+        l1_penalty: the form's penalty term.
+        objective: loss + l1_penalty, what the search minimises.
+    """
+
+    mean_loss: float
+    loss: float
+    l1_penalty: float
+
+    @property
+    def objective(self) -> float:
+        """Lower is better."""
+        return self.loss + self.l1_penalty
+
+
+class Objective:
+    """Callable for the search: coefficients (n_candidates, n_modules) -> one Value each.
+
+    A point is computed once: controls and search often ask for the same, and equal coefficients give equal losses.
+
+    Args:
+        forward: computes the token losses.
+        form: which published form.
+        alpha: weight of the L1 penalty.
+    """
+
+    def __init__(self, forward: PopulationForward, form: ObjectiveForm, alpha: float) -> None:
+        self._forward = forward
+        self._form = form
+        self._alpha = alpha
+        self._n_tokens = forward.n_target_tokens.numpy().astype(np.float64)
+        self._known: dict[bytes, Value] = {}
+
+    def __call__(self, coefficients: Array) -> list[Value]:
+        keys = [row.tobytes() for row in coefficients]
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            self._known.update(zip((keys[i] for i in new), self._compute(coefficients[new]), strict=True))
+        return [self._known[key] for key in keys]
+
+    def _compute(self, coefficients: Array) -> list[Value]:
+        nll = self._forward.negative_log_likelihoods(torch.from_numpy(coefficients)).numpy()
+        columns = (
+            mean_token_loss(nll, self._n_tokens),
+            self._form.loss(nll, self._n_tokens),
+            self._form.l1_penalty(coefficients, self._alpha),
+        )
+        return [Value(*map(float, row)) for row in zip(*columns, strict=True)]
+
+
+@contextmanager
+def objective_on(
+    base: Base, stack: ModuleStack, encoded: Sequence[EncodedExample], settings: SearchSettings
+) -> Iterator[Objective]:
+    """The objective that the settings name, ready inside a with block."""
+    with PopulationForward(base, stack, encoded).ready() as forward:
+        yield Objective(forward, FORMS[settings.objective_form], settings.alpha)

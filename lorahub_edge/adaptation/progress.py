@@ -1,0 +1,25 @@
+"""How a run tells where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; handed to `on_progress`.
+
+    Attributes:
+        stage: "load", "controls", "search", "null" or "test".
+        done, total: evaluations or answers.
+        best_loss: of the search so far, or None elsewhere.
+    """
+
+    stage: str
+    done: int
+    total: int
+    best_loss: float | None = None
+
+
+OnProgress = Callable[[Progress], None]

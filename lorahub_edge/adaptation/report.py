@@ -1,0 +1,146 @@
+"""report.html: one self-contained page with the controls' table, the loss curve and the coefficients."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WIDTH, _CURVE_HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 260, 56, 34, 14
+_BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH, _VALUE_WIDTH = 16, 6, 240, 60
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #6b7580; --line: #d8dde2; --paper: #fff; --best: #0b6e4f;
+  --point: #8aa4b8; --up: #2a6f97; --down: #b5552b; --mark: #eef6f2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #98a3ad; --line: #39424a; --paper: #14181c;
+  --best: #4cc296; --point: #5d7689; --up: #6fb1d8; --down: #e08a5f; --mark: #1b2a24; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 820px;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
+p, figcaption { color: var(--soft); } figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
+table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem;
+  border-bottom: 1px solid var(--line); }
+th { text-align: left; font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+tr.adapted { background: var(--mark); font-weight: 600; } td.d { color: var(--soft); font-weight: 400; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg .name { fill: var(--ink); }
+"""
+
+
+def report_html(report: Mapping[str, Any], losses: Sequence[tuple[float, float]]) -> str:
+    """The page.
+
+    Args:
+        report: as `Run.report` gives it.
+        losses: (loss, objective) of each evaluation, in order.
+    """
+    search = report["search"]
+    facts = (
+        f"{report['n_examples']} examples, {len(report['coefficients'])} modules, "
+        f"{search['resolved_optimizer']}, {search['evaluations']} evaluations, seed {search['seed']}, "
+        f"{report['timings']['total_s']:.1f} s"
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(report["task"])} - lorahub-edge</title><style>{_STYLE}</style></head><body>
+<h1>{_text(report["headline"])}</h1>
+<p>{_text(facts)}</p>
+<h2>Beside the controls</h2>
+{_table(report)}
+<h2>Loss during the search</h2>
+<figure>{_curve(losses)}<figcaption>Each point is one candidate's loss on the examples (cross-entropy per
+answer token); the line is the loss of the best candidate so far, best by the objective {_text(search["formula"])}.</figcaption></figure>
+<h2>Coefficients</h2>
+<figure>{_bars(report["coefficients"])}<figcaption>One per module, in the order given, within a box of
+&plusmn;{search["bound"]:g}. All signs flipped at once give the same model.</figcaption></figure>
+</body></html>
+"""
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    tested = report["n_test"] > 0
+    score_head = f'<th class="n">exact match, % of {report["n_test"]}</th>' if tested else ""
+    rows = []
+    for row in report["table"]:
+        css = ' class="adapted"' if row["name"] == "adapted" else ""
+        score = "-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"
+        cell = f'<td class="n">{score}</td>' if tested else ""
+        rows.append(
+            f'<tr{css}><td>{_text(row["name"])}</td><td class="n">{row["loss"]:.4f}</td>{cell}'
+            f'<td class="d">{_text(row["detail"])}</td></tr>'
+        )
+    head = f'<tr><th></th><th class="n">loss on the examples</th>{score_head}<th></th></tr>'
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _curve(losses: Sequence[tuple[float, float]]) -> str:
+    points = [(i, loss) for i, (loss, _) in enumerate(losses) if math.isfinite(loss)]
+    best = _best_so_far(losses)
+    low = min(loss for _, loss in points)
+    high = max(loss for _, loss in points)
+    # a few wild candidates must not flatten the rest
+    high = (
+        min(high, low + 4 * (sorted(loss for _, loss in points)[len(points) // 2] - low) + 1e-9)
+        if high > low
+        else low + 1
+    )
+    plot_width, plot_height = _WIDTH - _LEFT - 10, _CURVE_HEIGHT - _TOP - _BOTTOM
+
+    def x(index: float) -> float:
+        return _LEFT + plot_width * index / max(1, len(losses) - 1)
+
+    def y(loss: float) -> float:
+        return _TOP + plot_height * (1 - (min(loss, high) - low) / (high - low))
+
+    marks = "".join(f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="2.6" fill="var(--point)"/>' for i, v in points)
+    steps = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in best)
+    ticks = [low + (high - low) * k / 4 for k in range(5)]
+    grid = "".join(
+        f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="var(--line)"/>'
+        f'<text x="{_LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.2f}</text>'
+        for t in ticks
+    )
+    axis = "".join(
+        f'<text x="{x(i):.1f}" y="{_CURVE_HEIGHT - 12}" text-anchor="middle">{i + 1}</text>'
+        for i in sorted({0, len(losses) // 4, len(losses) // 2, 3 * len(losses) // 4, len(losses) - 1})
+    )
+    line = f'<polyline points="{steps}" fill="none" stroke="var(--best)" stroke-width="2"/>'
+    return f'<svg viewBox="0 0 {_WIDTH} {_CURVE_HEIGHT}" role="img">{grid}{marks}{line}{axis}</svg>'
+
+
+def _best_so_far(losses: Sequence[tuple[float, float]]) -> list[tuple[int, float]]:
+    """(evaluation, loss of the candidate with the lowest objective until then)."""
+    best_loss, best_objective = math.inf, math.inf
+    steps = []
+    for index, (loss, objective) in enumerate(losses):
+        if objective < best_objective:
+            best_loss, best_objective = loss, objective
+        if math.isfinite(best_loss):
+            steps.append((index, best_loss))
+    return steps
+
+
+def _bars(coefficients: Mapping[str, float]) -> str:
+    largest = max((abs(c) for c in coefficients.values()), default=0.0) or 1.0
+    half = (_WIDTH - _LABEL_WIDTH - 2 * _VALUE_WIDTH) / 2
+    middle = _LABEL_WIDTH + _VALUE_WIDTH + half
+    bars = []
+    for row, (name, value) in enumerate(coefficients.items()):
+        top = row * (_BAR_HEIGHT + _BAR_GAP)
+        length = half * abs(value) / largest
+        left = middle if value >= 0 else middle - length
+        end, anchor = (middle + length + 6, "start") if value >= 0 else (middle - length - 6, "end")
+        label = name if len(name) <= 34 else f"...{name[-31:]}"
+        bars.append(
+            f'<text class="name" x="{_LABEL_WIDTH - 8}" y="{top + 12}" text-anchor="end">{_text(label)}</text>'
+            f'<rect x="{left:.1f}" y="{top}" width="{length:.1f}" height="{_BAR_HEIGHT}" '
+            f'fill="var(--{"up" if value >= 0 else "down"})"/>'
+            f'<text x="{end:.1f}" y="{top + 12}" text-anchor="{anchor}">{value:+.2f}</text>'
+        )
+    height = len(coefficients) * (_BAR_HEIGHT + _BAR_GAP)
+    zero = f'<line x1="{middle}" x2="{middle}" y1="0" y2="{height}" stroke="var(--soft)"/>'
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(bars)}{zero}</svg>'

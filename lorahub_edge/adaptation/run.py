@@ -1,0 +1,220 @@
+"""Run: what adapt() returns, and how it becomes files."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorahub_edge.adaptation.adapted import AdaptedModel, Score
+from lorahub_edge.adaptation.controls import Row
+from lorahub_edge.adaptation.objective import Value
+from lorahub_edge.adaptation.report import report_html
+from lorahub_edge.adaptation.run_folder import (
+    COEFFICIENTS,
+    MANIFEST,
+    REPORT_HTML,
+    REPORT_JSON,
+    RUN_FORMAT,
+    RunFolder,
+)
+from lorahub_edge.adaptation.task import Examples, Task
+from lorahub_edge.base import Base
+from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.kernels import ops
+from lorahub_edge.measure import machine, peak_memory, versions
+from lorahub_edge.modules import LoraModule, write_module
+from lorahub_edge.search import Evaluated, SearchResult
+from lorahub_edge.sources import sha256_files
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished search and everything that puts it in perspective.
+
+    Attributes:
+        task: the examples it learned from and the test rows.
+        model: base + modules + coefficients; answers and scores.
+        module: the composed module, as PEFT could load it.
+        coefficients: module name -> coefficient, in the order given.
+        table: the controls and, last, the adapted model.
+        single_losses: module name -> loss of that module alone on the examples.
+        search: how the search ended.
+        journal: every evaluation, in order.
+        manifest: inputs with hashes, versions, seeds, optimiser, timings, peak memory.
+        folder: where it was written, or None.
+    """
+
+    task: Task
+    model: AdaptedModel
+    module: LoraModule
+    coefficients: Mapping[str, float]
+    table: tuple[Row, ...]
+    single_losses: Mapping[str, float]
+    search: SearchResult[Value]
+    journal: tuple[Evaluated[Value], ...]
+    manifest: Mapping[str, Any]
+    folder: Path | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the search before its budget was spent."""
+        return self.search.interrupted
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy per answer token of the adapted model on the examples."""
+        return self.search.best.value.mean_loss
+
+    def row(self, name: str) -> Row | None:
+        """A line of the table by name, or None."""
+        return next((row for row in self.table if row.name == name), None)
+
+    def predict(self, inputs: Sequence[str]) -> list[str]:
+        """Greedy answers to texts, in order."""
+        return self.model.predict(inputs)
+
+    def evaluate(self, examples: Examples) -> Score:
+        """Loss and exact match on a file or a list of examples."""
+        return self.model.evaluate(examples)
+
+    def report(self) -> dict[str, Any]:
+        """The result as plain data: what report.json and --json hold."""
+        return {
+            "headline": headline(self),
+            "task": self.task.name,
+            "n_examples": len(self.task.examples),
+            "n_test": len(self.task.test),
+            "table": [_row_record(row) for row in self.table],
+            "coefficients": dict(self.coefficients),
+            "single_module_losses": dict(self.single_losses),
+            "search": dict(self.manifest["search"]),
+            "timings": dict(self.manifest["timings"]),
+            "peak_memory": dict(self.manifest["peak_memory"]),
+            "folder": str(self.folder) if self.folder else None,
+        }
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Run:
+        """Write the run folder; returns the run with `folder` set.
+
+        Raises:
+            OutputExists: the folder is not ours, or an earlier run and not `overwrite`.
+            LorahubEdgeError: it cannot be written; nothing half-written is left.
+        """
+        target = RunFolder(folder, overwrite=overwrite)
+        try:
+            for evaluated in self.journal:
+                target.append(journal_record(evaluated))
+            return self.save_into(target)
+        except BaseException:
+            target.discard()
+            raise
+
+    def save_into(self, target: RunFolder) -> Run:
+        """Write all but the journal into a run folder in the making and finish it."""
+        saved = replace(self, folder=target.folder)
+        self._write_adapter(target.adapter)
+        target.write(COEFFICIENTS, self.coefficients)
+        report = saved.report()
+        target.write(REPORT_JSON, report)
+        losses = [(e.value.mean_loss, e.value.objective) for e in self.journal]
+        target.write(REPORT_HTML, report_html(report, losses))
+        target.write(MANIFEST, self.manifest)
+        target.finish()
+        return saved
+
+    def _write_adapter(self, folder: Path) -> None:
+        base = self.model.base
+        try:
+            write_module(
+                self.module,
+                folder,
+                base_name=base.source.spec.split("@")[0],
+                task_type=base.family.task_type,
+                targets=_target_modules(list(self.module.factors), list(base.linear_shapes())),
+            )
+        except Exception as error:  # safetensors reports a full disk by an exception of its own
+            raise LorahubEdgeError(f"{folder}: the composed module cannot be written ({error})") from error
+
+    def __repr__(self) -> str:
+        state = "interrupted" if self.interrupted else "finished"
+        return f"Run({self.task.name}, {len(self.coefficients)} modules, loss {self.loss:.4f}, {state})"
+
+
+def headline(run: Run) -> str:
+    """What happened, in one line."""
+    zero, adapted = run.table[0], run.table[-1]
+    n = run.search.n_evaluations
+    losses = f"{zero.value.mean_loss:.3f} -> {adapted.value.mean_loss:.3f}"
+    text = f"adapted to {run.task.name} in {n} evaluations: loss {losses}"
+    if zero.exact_match is not None and adapted.exact_match is not None:
+        text += f", exact match {zero.exact_match:.0f} % -> {adapted.exact_match:.0f} %"
+    return text + (" (interrupted)" if run.interrupted else "")
+
+
+def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
+    """One line of journal.jsonl."""
+    value = evaluated.value
+    return {
+        "index": evaluated.index,
+        "objective": value.objective,
+        "loss": value.loss,
+        "l1_penalty": value.l1_penalty,
+        "mean_loss": value.mean_loss,
+        "coefficients": evaluated.coefficients.tolist(),
+    }
+
+
+def manifest_of(
+    *, base: Base, modules: Sequence[LoraModule], task: Task, search: Mapping[str, Any], **rest: Any
+) -> dict[str, Any]:
+    """The manifest: everything needed to do the run again and to know what produced its numbers."""
+    return {
+        "format": RUN_FORMAT,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "base": {
+            "spec": base.source.spec if base.source.revision or base.source.spec == "pocket" else _absolute(base),
+            "revision": base.source.revision,
+            "files": sha256_files(base.weight_files),
+            "family": base.family.name,
+            "precision": base.precision,
+            "device": base.device.type,
+            "layer_engines": base.layer_engines,
+            "weight_bytes": base.weight_bytes(),
+        },
+        "modules": [
+            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": sha256_files(m.files)} for m in modules
+        ],
+        "task": dict(task.record),
+        "search": dict(search),
+        "kernels": {"compose_factors": ops.route(base.device), "isa": ops.isa()},
+        **rest,
+        "versions": versions(),
+        "machine": machine(),
+        "peak_memory": peak_memory(),
+    }
+
+
+def _absolute(base: Base) -> str:
+    """A local base's place, such that the run finds it from anywhere."""
+    return str(base.weight_files[0] if base.weight_files[0].suffix == ".gguf" else base.source.folder)
+
+
+def _row_record(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "detail": row.detail,
+        "loss": row.value.mean_loss,
+        "objective": row.value.objective,
+        "exact_match": row.exact_match,
+        "coefficients": list(row.coefficients),
+    }
+
+
+def _target_modules(targets: Sequence[str], all_linears: Sequence[str]) -> list[str]:
+    """Layer names such as ["q", "v"] if they mean exactly these targets to PEFT, else the whole paths."""
+    names = sorted({t.rpartition(".")[2] for t in targets})
+    meant = {linear for linear in all_linears if linear.rpartition(".")[2] in names}
+    return names if meant == set(targets) else list(targets)

@@ -1,0 +1,170 @@
+"""Int8 rows in the bitsandbytes layout, and the two layers that compute with them.
+
+A weight (out_features, in_features) is stored as int8 codes and one float32 scale per row:
+value = code * row_scale, row_scale = absmax / 127. bitsandbytes stores the absmax itself (its `SCB`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lorahub_edge.kernels import ops
+
+# Rows of a weight that are expanded to float at a time: bounds the temporary to a few MB.
+_TILE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A quantised matrix.
+
+    Attributes:
+        codes: int8 (out_features, in_features).
+        row_scale: float32 (out_features,); multiply a code by it to get the value.
+    """
+
+    codes: torch.Tensor
+    row_scale: torch.Tensor
+
+    @classmethod
+    def from_float(cls, weight: torch.Tensor) -> Int8Weight:
+        """Quantise a float matrix row by row; see `kernels.ops.quantize_rows`."""
+        return cls(*ops.quantize_rows(weight))
+
+    @classmethod
+    def from_absmax(cls, codes: torch.Tensor, absmax: torch.Tensor) -> Int8Weight:
+        """Take over a bitsandbytes tensor pair: codes and the absmax of each row. A row of zeros gets scale 1."""
+        row_scale = absmax.to(torch.float32) / 127.0
+        return cls(codes.contiguous(), torch.where(row_scale == 0, torch.ones_like(row_scale), row_scale))
+
+    def absmax(self) -> torch.Tensor:
+        """float32 (out_features,): the bitsandbytes scale, such that `from_absmax` gives this row_scale exactly."""
+        absmax = self.row_scale * 127.0
+        # The product may be one rounding off; the true absmax is then a neighbour of it.
+        for direction in (-torch.inf, torch.inf):
+            neighbour = torch.nextafter(self.row_scale * 127.0, torch.full_like(absmax, direction))
+            absmax = torch.where(absmax / 127.0 == self.row_scale, absmax, neighbour)
+        return absmax
+
+    def to_float(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The values as a float matrix (out_features, in_features)."""
+        return ops.dequantize_rows(self.codes, self.row_scale, dtype=dtype)
+
+    def to(self, device: torch.device) -> Int8Weight:
+        """The same weight on another device."""
+        return Int8Weight(self.codes.to(device), self.row_scale.to(device))
+
+    def __repr__(self) -> str:
+        return f"Int8Weight({self.codes.shape[0]} x {self.codes.shape[1]})"
+
+
+def int8_matmul_available(device: torch.device) -> bool:
+    """Whether an int8 x int8 -> int32 product is fast here: VNNI on a CPU, bitsandbytes' kernel on CUDA."""
+    if device.type == "cuda":
+        return True
+    # Without VNNI torch's product is a scalar loop, far slower than expanding the weight.
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def int8_matmul(x_codes: torch.Tensor, w_codes: torch.Tensor) -> torch.Tensor:
+    """int32 (rows, out) = x_codes (rows, in) @ w_codes (out, in).T, both int8."""
+    if x_codes.device.type == "cuda":
+        import bitsandbytes  # noqa: F401  registers the operator; slow to import, so only where it is used
+
+        product: torch.Tensor = torch.ops.bitsandbytes.int8_linear_matmul(x_codes, w_codes)
+        return product
+    return torch._int_mm(x_codes, w_codes.t())
+
+
+class Int8Linear(nn.Module):
+    """y = x @ (codes * row_scale).T + bias, without ever holding the float weight.
+
+    Engines (attribute `engine`, recorded in the manifest):
+        "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
+            alone, so a result does not depend on what else is in the batch.
+        "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for inputs with
+            outliers, and for CPUs without a fast int8 product.
+    """
+
+    def __init__(self, weight: Int8Weight, bias: torch.Tensor | None = None, *, engine: str = "int8") -> None:
+        super().__init__()
+        self.register_buffer("codes", weight.codes)
+        self.register_buffer("row_scale", weight.row_scale)
+        self.register_buffer("bias", bias)
+        self.codes: torch.Tensor
+        self.row_scale: torch.Tensor
+        self.bias: torch.Tensor | None
+        self.engine = engine
+        self.out_features, self.in_features = weight.codes.shape
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The int8 codes, under the name that transformers asks for dtype and device."""
+        return self.codes
+
+    @property
+    def int8_weight(self) -> Int8Weight:
+        """Codes and scales as one value."""
+        return Int8Weight(self.codes, self.row_scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        y = self._int8(rows) if self.engine == "int8" else self._dequantize(rows)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _int8(self, rows: torch.Tensor) -> torch.Tensor:
+        x_codes, x_scale = ops.quantize_activations(rows)
+        y = int8_matmul(x_codes, self.codes).to(torch.float32)
+        return y.mul_(x_scale[:, None]).mul_(self.row_scale).to(rows.dtype)
+
+    def _dequantize(self, rows: torch.Tensor) -> torch.Tensor:
+        y = rows.new_empty(rows.shape[0], self.out_features)
+        for start in range(0, self.out_features, _TILE_ROWS):
+            tile = slice(start, start + _TILE_ROWS)
+            # scaling the product costs one multiplication per output instead of one per weight
+            product = rows @ self.codes[tile].to(rows.dtype).t()
+            y[:, tile] = product.mul_(self.row_scale[tile].to(rows.dtype))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, engine={self.engine}"
+
+
+class Int8Embedding(nn.Module):
+    """One int8 row per token; the same tensors can serve as a tied output layer.
+
+    Args:
+        embed_scale: factor on every embedding (Gemma multiplies by sqrt(hidden_size)), or None.
+        dtype: of the result.
+    """
+
+    def __init__(self, weight: Int8Weight, *, embed_scale: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("codes", weight.codes)
+        self.register_buffer("row_scale", weight.row_scale)
+        self.register_buffer("embed_scale", embed_scale)
+        self.codes: torch.Tensor
+        self.row_scale: torch.Tensor
+        self.embed_scale: torch.Tensor | None
+        self.dtype = dtype
+        self.num_embeddings, self.embedding_dim = weight.codes.shape
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The int8 codes; see Int8Linear.weight."""
+        return self.codes
+
+    @property
+    def int8_weight(self) -> Int8Weight:
+        """Codes and scales as one value."""
+        return Int8Weight(self.codes, self.row_scale)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        row_scale = self.row_scale[token_ids].unsqueeze(-1)
+        values = (self.codes[token_ids].to(torch.float32) * row_scale).to(self.dtype)
+        return values if self.embed_scale is None else values * self.embed_scale.to(self.dtype)

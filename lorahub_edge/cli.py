@@ -1,0 +1,277 @@
+"""The command line: parse, call one public function, print. No arithmetic, and no command calls another.
+
+Heavy imports happen inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lorahub_edge import __version__
+from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.terminal import answers, messages, print_run, progress_bar, step_bar
+
+app = typer.Typer(
+    help="Adapt a language model to a new task by composing LoRA modules, without gradients.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _one_line_errors(command: Command) -> Command:
+    """Library errors become one line on stderr and exit code 1; warnings become lines too."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            with _quiet_libraries():
+                command(*args, **kwargs)
+        except LorahubEdgeError as error:
+            messages.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            messages.print("interrupted; nothing was written", style="red")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            messages.print(f"error: {where}{error.strerror or error}", style="red", soft_wrap=True, markup=False)
+            raise typer.Exit(1) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' logs and warnings off the terminal; ours are shown as one line each."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+            messages.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
+
+        warnings.showwarning = show
+        from lorahub_edge.adaptation import InputsWereCut
+
+        warnings.simplefilter("always", InputsWereCut)
+        yield
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lorahub-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+BaseOption = Annotated[
+    str, typer.Option(help='"pocket" (embedded), a folder, a .gguf file, or a Hub id with an optional @revision.')
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+PromptOption = Annotated[str, typer.Option(help="auto, plain, chat, or a text with {input} in it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+
+
+@app.command()
+@_one_line_errors
+def adapt(
+    base: BaseOption = "pocket",
+    modules: Annotated[
+        list[str],
+        typer.Option(help="Embedded name, PEFT folder, folder of such folders, list file or Hub id. Repeatable."),
+    ] = ["pocket"],  # noqa: B006  typer copies it
+    examples: Annotated[
+        str | None, typer.Option(help="JSONL, BBH json or CSV, or pocket/TASK. Default: an embedded held-out task.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Score on these rows too, by exact match.")] = None,
+    n_examples: Annotated[int, typer.Option(help="Examples that the search sees.")] = 5,
+    example_seed: Annotated[int, typer.Option(help="Seed of their draw.")] = 42,
+    n_test: Annotated[int | None, typer.Option(help="At most so many test rows.")] = None,
+    preset: Annotated[str, typer.Option(help="edge, paper or lorahub-code.")] = "edge",
+    optimizer: Annotated[str | None, typer.Option(help="screen-cma, cma-es or any nevergrad name.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Evaluations of the search.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the L1 penalty.")] = None,
+    bound: Annotated[float | None, typer.Option(help="Coefficients stay within +-bound.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 42,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="Of the base: int8, bf16 or fp32.")] = "int8",
+    prompt: PromptOption = "auto",
+    max_input_tokens: Annotated[int | None, typer.Option(help="Cut inputs here.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Cut answers here.")] = None,
+    null_control: Annotated[bool, typer.Option(help="Search over random modules too, as a control.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/TASK-TIME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find one coefficient per LoRA module from a few examples of a new task.
+
+    Example: lorahub-edge adapt --base google/flan-t5-large --modules my_modules/ --examples task.jsonl --out run
+    """
+    import lorahub_edge
+
+    with progress_bar() as on_progress:
+        run = lorahub_edge.adapt(
+            base,
+            modules,
+            examples,
+            test=test,
+            n_examples=n_examples,
+            example_seed=example_seed,
+            n_test=n_test,
+            preset=preset,
+            optimizer=optimizer,
+            budget=budget,
+            alpha=alpha,
+            bound=bound,
+            seed=seed,
+            device=device,
+            precision=precision,
+            prompt=prompt,
+            max_input_tokens=max_input_tokens,
+            max_new_tokens=max_new_tokens,
+            null_control=null_control,
+            out=out or _default_out(examples),
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(run.report(), indent=2))
+    else:
+        print_run(run.report())
+
+
+def _default_out(examples: str | None) -> Path:
+    stem = Path(examples).name.split(".")[0] if examples else "pocket"
+    return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+RunArgument = Annotated[Path, typer.Argument(help="Run folder that adapt wrote.")]
+
+
+@app.command()
+@_one_line_errors
+def evaluate(
+    run: RunArgument,
+    data: Annotated[str, typer.Option(help="JSONL, BBH json or CSV with the rows to score on.")],
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score an adapted model again, on other data.
+
+    Example: lorahub-edge evaluate runs/navigate --data more.jsonl
+    """
+    import lorahub_edge
+
+    score = lorahub_edge.load_adapted(run, device=device).evaluate(data)
+    if as_json:
+        record = {"loss": score.loss, "exact_match": score.exact_match, "n": score.n_examples, "answers": score.answers}
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        answers.print(f"exact match {score.exact_match:.1f} %, loss {score.loss:.4f} on {score.n_examples} rows")
+
+
+@app.command()
+@_one_line_errors
+def predict(
+    run: RunArgument,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(help="Lines answered together.", min=1)] = 16,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer the lines of stdin, one answer line each; \\n in a line stands for a line break.
+
+    Example: echo "not ( True ) and ( True ) is" | lorahub-edge predict runs/boolean
+    """
+    import lorahub_edge
+
+    model = lorahub_edge.load_adapted(run, device=device)
+    while batch := _read_lines(batch_size):
+        for line, answer in zip(batch, model.predict(batch), strict=True):
+            shown = json.dumps({"input": line, "answer": answer}) if as_json else answer.replace("\n", "\\n")
+            typer.echo(shown)
+
+
+def _read_lines(n: int) -> list[str]:
+    """Up to n lines that are not blank; fewer at the end of input, or at once from a person at a terminal."""
+    lines: list[str] = []
+    for raw in iter(sys.stdin.readline, ""):
+        if raw.strip():
+            lines.append(raw.rstrip("\r\n").replace("\\n", "\n"))
+        if lines and (len(lines) == n or sys.stdin.isatty()):
+            break
+    return lines
+
+
+@app.command()
+@_one_line_errors
+def train(
+    examples: Annotated[Path, typer.Argument(help="JSONL, BBH json or CSV of one upstream task.")],
+    out: Annotated[Path, typer.Option(help="New PEFT folder; its name is the module's name.")],
+    base: BaseOption = "pocket",
+    rank: Annotated[int, typer.Option(help="Rank of the factors.")] = 16,
+    alpha: Annotated[float, typer.Option(help="lora_alpha.")] = 32,
+    dropout: Annotated[float, typer.Option(help="On the inputs of the factors.")] = 0.1,
+    targets: Annotated[list[str] | None, typer.Option(help="Layer name, repeatable. Default: q and v.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 20,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="AdamW's, falling to 0.")] = 2e-4,
+    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 10,
+    max_input_tokens: Annotated[int, typer.Option(help="Cut inputs here.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of factors, order and dropout.")] = 42,
+    prompt: PromptOption = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a LoRA module for one upstream task, to grow a hub of modules. Defaults are LoRAHub's.
+
+    Example: lorahub-edge train sentiment.jsonl --base google/flan-t5-large --out my_modules/sentiment
+    """
+    import lorahub_edge
+    from lorahub_edge.train import TrainSettings
+
+    settings = TrainSettings(
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        targets=tuple(targets) if targets else None,
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_input_tokens=max_input_tokens,
+        seed=seed,
+    )
+    with step_bar() as on_step:
+        module = lorahub_edge.train_module(
+            base, examples, out, settings=settings, prompt=prompt, device=device, on_step=on_step
+        )
+    answers.print(f"trained module {module.name}: {len(module.factors)} targets, rank {rank}")
+    answers.print(f"module folder: {out.absolute()}", soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the `lorahub-edge` command."""
+    app()

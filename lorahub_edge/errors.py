@@ -1,0 +1,29 @@
+"""The library's own exceptions: what a program may want to catch.
+
+A caller's slip in code (a wrong shape, a wrong type) is a plain ValueError or TypeError. Messages say where, what was
+expected, what was received, and the remedy if there is one.
+"""
+
+
+class LorahubEdgeError(Exception):
+    """Base of all errors of this library: the command line catches it, prints one line and exits with 1."""
+
+
+class IncompatibleModules(LorahubEdgeError):
+    """Modules do not fit each other or the base: caught by who picks modules from a hub and may leave one out."""
+
+
+class UnsupportedFormat(LorahubEdgeError):
+    """A file or folder is of a kind that is not read: caught by who tries several formats or loaders."""
+
+
+class KernelUnavailable(LorahubEdgeError):
+    """The kernels that were asked for are not in this build: caught by who can go on with the reference."""
+
+
+class InvalidInput(LorahubEdgeError):
+    """A user's file, setting or value is wrong (an example file's line): caught by who can ask the user again."""
+
+
+class OutputExists(LorahubEdgeError):
+    """The output place holds something that is not ours to replace: caught by who can choose another place."""

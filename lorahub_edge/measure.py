@@ -1,0 +1,94 @@
+"""What a run cost: seconds by stage and peak memory, as the manifest records them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("lorahub-edge", "torch", "transformers", "peft", "nevergrad", "bitsandbytes", "safetensors", "numpy")
+
+
+class Stopwatch:
+    """Seconds by stage; stages of one name add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a with block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def total_s(self) -> float:
+        """Seconds since the stopwatch was made."""
+        return time.perf_counter() - self._started
+
+    def as_record(self) -> dict[str, float]:
+        """Stage -> seconds, rounded to a millisecond, with the total."""
+        return {f"{name}_s": round(s, 3) for name, s in [*self.seconds.items(), ("total", self.total_s())]}
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak memory of this process in bytes, as far as the system tells.
+
+    Linux: the high-water mark of resident memory, and what is resident now, split into anonymous and file-backed
+    pages (mapped checkpoints). CUDA: torch's two peaks, which exclude the driver's own context.
+    """
+    record: dict[str, int] = {}
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage's ru_maxrss is inherited across exec, so it may be a parent's
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        for field in ("VmHWM", "RssAnon", "RssFile"):
+            if field in fields:
+                record[f"{field}_bytes"] = int(fields[field].split()[0]) * 1024
+    if torch.cuda.is_available():
+        record["cuda_max_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        record["cuda_max_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    record: dict[str, Any] = {
+        "system": platform.platform(terse=True),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        record["gpu"] = torch.cuda.get_device_name()
+    return record
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,259 @@
+"""Read and write LoRA modules in PEFT's layout: adapter_config.json beside adapter_model.safetensors (or .bin).
+
+Files come from strangers: nothing in them is executed, and what this package cannot compose exactly is refused by
+name instead of being ignored. Knows nothing of the base.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lorahub_edge.base.checkpoint import load_bin
+from lorahub_edge.errors import UnsupportedFormat
+from lorahub_edge.sources import write_text_atomically
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+MAX_CONFIG_BYTES = 1 << 20
+
+_PREFIX = "base_model.model."
+# "….q.lora_A.weight"; some tools keep PEFT's adapter name: "….q.lora_A.default.weight"
+_KEY = re.compile(r"^(?P<target>.+)\.lora_(?P<factor>[AB])(\.[\w-]+)?\.weight$")
+
+# Settings that change what a module computes, and the values under which it is a plain LoRA.
+_PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "use_dora": (False, None),
+    "use_qalora": (False, None),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "megatron_config": (None, {}),
+}
+# Initialisations that move part of the base into the module: it only fits a base changed in the same way.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """What one module does to one target: delta = scaling * B @ A.
+
+    Attributes:
+        A: float32 (rank, in_features).
+        B: float32 (out_features, rank).
+        scaling: alpha / rank, or alpha / sqrt(rank) when rank-stabilised.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Inner size of the product."""
+        return self.A.shape[0]
+
+    def delta(self) -> torch.Tensor:
+        """float32 (out_features, in_features): the change to the target's weight."""
+        return self.scaling * (self.B @ self.A)
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One trained LoRA.
+
+    Attributes:
+        name: unique among the modules of a run.
+        factors: target -> its factors; a target is a module path in the base, for instance
+            "encoder.block.0.layer.0.SelfAttention.q".
+        files: the files it was read from (none for a module made in memory).
+        spec: what the user wrote to name it.
+        revision: the Hub's commit, if it came from there.
+    """
+
+    name: str
+    factors: Mapping[str, LoraFactors]
+    files: tuple[Path, ...] = ()
+    spec: str = ""
+    revision: str | None = None
+
+    def __repr__(self) -> str:
+        ranks = sorted({f.rank for f in self.factors.values()})
+        return f"LoraModule({self.name}, {len(self.factors)} targets, rank {'/'.join(map(str, ranks))})"
+
+
+def is_module_folder(folder: Path) -> bool:
+    """Whether a folder looks like one PEFT adapter."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def read_module(folder: str | Path, *, name: str | None = None) -> LoraModule:
+    """Read one module from a PEFT folder of today or of 2023.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors or adapter_model.bin.
+        name: defaults to the folder's name.
+
+    Raises:
+        UnsupportedFormat: not a LoRA, a LoRA with parts that factor-wise composition cannot carry, broken files,
+            or factors with NaN or infinite values. The message names the folder and the reason.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    weights = next((folder / n for n in WEIGHT_FILES if (folder / n).is_file()), None)
+    if weights is None:
+        raise UnsupportedFormat(f"module {folder}: expected {' or '.join(WEIGHT_FILES)}, found neither")
+    factors = _factors(_read_tensors(weights), config, where=f"module {folder}")
+    return LoraModule(name or folder.name, factors, (folder / CONFIG_FILE, weights), str(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UnsupportedFormat(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; not an adapter config")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UnsupportedFormat(f"module {folder}: no {CONFIG_FILE}; expected a PEFT adapter folder") from error
+    except (ValueError, OSError) as error:
+        raise UnsupportedFormat(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(config).__name__}")
+    _refuse_what_is_not_plain(config, path)
+    return config
+
+
+def _refuse_what_is_not_plain(config: Mapping[str, Any], path: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedFormat(f"{path}: peft_type is {kind!r}; only 'LORA' modules can be composed")
+    for key, plain in _PLAIN_VALUES.items():
+        if key in config and config[key] not in plain:
+            raise UnsupportedFormat(
+                f"{path}: {key} is {config[key]!r}; only plain LoRA ({key} = {plain[0]!r}) can be composed"
+            )
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        raise UnsupportedFormat(
+            f"{path}: init_lora_weights is {init!r}, which changes the base itself; convert the module with PEFT's "
+            "save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+    for key in ("r", "lora_alpha"):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UnsupportedFormat(f"{path}: {key} is {value!r}; expected a number")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".bin":
+        return load_bin(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+
+
+def _factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, where: str) -> dict[str, LoraFactors]:
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.match(key.removeprefix(_PREFIX))
+        if match is None or tensor.ndim != 2 or not tensor.is_floating_point():
+            raise UnsupportedFormat(
+                f"{where}: tensor {key} {tuple(tensor.shape)} is not a LoRA factor of a linear layer; "
+                "only modules made of such factors can be composed"
+            )
+        pairs.setdefault(match["target"], {})[match["factor"]] = tensor
+    if not pairs:
+        raise UnsupportedFormat(f"{where}: holds no LoRA factors")
+    return {target: _pair(target, pair, config, where) for target, pair in sorted(pairs.items())}
+
+
+def _pair(target: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: str) -> LoraFactors:
+    if set(pair) != {"A", "B"}:
+        raise UnsupportedFormat(f"{where}: target {target} has lora_{min(pair)} only; expected lora_A and lora_B")
+    a, b = (pair[k].to(torch.float32).contiguous() for k in "AB")
+    if a.shape[0] != b.shape[1] or a.shape[0] == 0:
+        raise UnsupportedFormat(
+            f"{where}: target {target} has A {tuple(a.shape)} and B {tuple(b.shape)}; "
+            "expected (rank, in_features) and (out_features, rank)"
+        )
+    declared = pattern_value(config.get("rank_pattern"), target, config["r"])
+    if a.shape[0] != declared:
+        raise UnsupportedFormat(
+            f"{where}: target {target} has rank {a.shape[0]}, {CONFIG_FILE} says {declared}; "
+            "the files do not belong together"
+        )
+    for factor, values in (("A", a), ("B", b)):
+        if not torch.isfinite(values).all():
+            raise UnsupportedFormat(f"{where}: lora_{factor} of target {target} has NaN or infinite values")
+    return LoraFactors(a, b, _scaling(target, a.shape[0], config))
+
+
+def _scaling(target: str, rank: int, config: Mapping[str, Any]) -> float:
+    alpha = float(pattern_value(config.get("alpha_pattern"), target, config["lora_alpha"]))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def pattern_value(patterns: Mapping[str, Any] | None, target: str, default: Any) -> Any:
+    """The value for a target from PEFT's rank_pattern or alpha_pattern: keys match whole trailing path parts."""
+    for pattern, value in (patterns or {}).items():
+        # PEFT: a leading ^ anchors at the start of the path
+        expression = pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})"
+        if re.match(rf"{expression}$", target):
+            return value
+    return default
+
+
+def write_module(module: LoraModule, folder: Path, *, base_name: str, task_type: str, targets: list[str]) -> None:
+    """Write a module so that PeftModel.from_pretrained loads it.
+
+    Args:
+        module: one scaling and rank per target; differing ones go into alpha_pattern and rank_pattern.
+        folder: an existing folder.
+        base_name: base_model_name_or_path, so that PEFT and people find the base.
+        task_type: PEFT's, e.g. "SEQ_2_SEQ_LM".
+        targets: target_modules as PEFT matches them: layer names ("q", "v") or whole paths.
+    """
+    ranks = {t: f.rank for t, f in module.factors.items()}
+    alphas = {t: f.scaling * f.rank for t, f in module.factors.items()}
+    rank, alpha = (_most_common(list(values.values())) for values in (ranks, alphas))
+    config = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "rank_pattern": {re.escape(t): r for t, r in ranks.items() if r != rank},
+        "alpha_pattern": {re.escape(t): a for t, a in alphas.items() if a != alpha},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    tensors = {}
+    for target, factors in module.factors.items():
+        tensors[f"{_PREFIX}{target}.lora_A.weight"] = factors.A.contiguous()
+        tensors[f"{_PREFIX}{target}.lora_B.weight"] = factors.B.contiguous()
+    save_file(tensors, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
+    write_text_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def _most_common(values: list[Any]) -> Any:
+    return max(set(values), key=lambda v: (values.count(v), v))

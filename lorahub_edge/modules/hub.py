@@ -1,0 +1,84 @@
+"""load_modules: specs (embedded names, folders, folders of folders, list files, Hub ids) -> LoRA modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lorahub_edge import pocket
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules.files import CONFIG_FILE, WEIGHT_FILES, LoraModule, is_module_folder, read_module
+from lorahub_edge.sources import Source, resolve
+
+
+def load_modules(specs: str | Path | Iterable[str | Path]) -> list[LoraModule]:
+    """Load all modules that the specs name, in order.
+
+    Args:
+        specs: one or several of: "pocket" (all embedded modules) or "pocket/NAME"; a PEFT folder; a folder of PEFT
+            folders (taken in name order); a text file with one spec per line (# starts a comment); a Hub id such as
+            org/name or org/name@revision.
+
+    Raises:
+        InvalidInput: nothing of that name. UnsupportedFormat: see `read_module`.
+
+    A name that occurs twice (two folders called "lora") is made unique by its parent folder's name.
+    """
+    modules = []
+    for spec in _flatten([specs] if isinstance(specs, (str, Path)) else specs):
+        for name, source in _folders(spec):
+            module = read_module(source.folder, name=name)
+            modules.append(replace(module, spec=source.spec, revision=source.revision))
+    if not modules:
+        raise InvalidInput("no LoRA modules were given; expected at least one folder, embedded name or Hub id")
+    return _with_unique_names(modules)
+
+
+def embedded_modules() -> dict[str, Path]:
+    """Embedded name -> folder."""
+    return {f"pocket/{name}": pocket.modules_folder() / name for name in pocket.module_names()}
+
+
+def _flatten(specs: Iterable[str | Path]) -> list[str]:
+    flat: list[str] = []
+    for spec in map(str, specs):
+        path = Path(spec).expanduser()
+        flat += _lines(path) if path.is_file() else [spec]
+    return flat
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"module list {path}: not readable as text ({error}); expected one module per line"
+        ) from error
+    # folders in a list are meant relative to the list
+    return [str(path.parent / line) if (path.parent / line).is_dir() else line for line in lines if line]
+
+
+def _folders(spec: str) -> list[tuple[str, Source]]:
+    if spec == "pocket":
+        return [(name.partition("/")[2], Source(name, folder)) for name, folder in embedded_modules().items()]
+    source = resolve(spec, embedded=embedded_modules(), choose_files=_choose_files, kind="module")
+    if is_module_folder(source.folder):
+        name = source.folder.name if source.revision is None else spec
+        return [(name, source)]
+    children = sorted(p for p in source.folder.iterdir() if p.is_dir() and is_module_folder(p))
+    if not children:
+        raise InvalidInput(f"module folder {source.folder} has no {CONFIG_FILE}, and neither has any folder in it")
+    return [(p.name, Source(str(p), p, source.revision)) for p in children]
+
+
+def _choose_files(names: Sequence[str]) -> list[str]:
+    weights = next((n for n in WEIGHT_FILES if n in names), None)
+    return [CONFIG_FILE] if weights is None else [CONFIG_FILE, weights]
+
+
+def _with_unique_names(modules: list[LoraModule]) -> list[LoraModule]:
+    names = [m.name for m in modules]
+    return [
+        replace(m, name=f"{m.files[0].parent.parent.name}/{m.name}") if names.count(m.name) > 1 else m for m in modules
+    ]

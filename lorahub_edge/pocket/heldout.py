@@ -1,0 +1,80 @@
+"""The tasks that are kept back: pairs of a skill and a form that no training row ever has, under unseen wording.
+
+8 pairs make the held-out tasks. 8 more make the development tasks, on which everything was tuned; they have no files.
+A task has one wording, as a BIG-bench task has; most wordings are made of filler words (lexicon.FILLERS) alone, so they
+do not say what is asked, and two keep a telling word.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorahub_edge.pocket import formats, skills
+
+
+@dataclass(frozen=True)
+class HeldoutTask:
+    """One kept-back task: which skill, in which form, asked how."""
+
+    skill: str
+    form: str
+    wording: str
+    form_wording: str
+
+    @property
+    def name(self) -> str:
+        """For example "owner_in_braces"; "owner_reworded" where the form is the plain one."""
+        return f"{self.skill}_reworded" if self.form == "plain" else f"{self.skill}_in_{self.form}"
+
+    @property
+    def summary(self) -> str:
+        """One line for listings."""
+        return f"{skills.BY_NAME[self.skill].summary}; {formats.BY_NAME[self.form].summary}"
+
+
+HELDOUT = (
+    HeldoutTask("first_word", "twice", "report the opening entry.", "echo this item."),
+    HeldoutTask("find_animal", "sentence", "spot the creature.", "speak with style."),
+    HeldoutTask("owner", "braces", "fetch the keeper.", "wrap out the record."),
+    HeldoutTask("colour", "choice", "decide the paint.", "mark its menu key."),
+    HeldoutTask("opposite", "sentence", "flip this word.", "utter your frame."),
+    HeldoutTask("previous_date", "initial", "locate the eve.", "print the head sign."),
+    HeldoutTask("largest", "braces", "return the peak number.", "pack this field."),
+    HeldoutTask("find_fruit", "plain", "pick some snack.", ""),
+)
+DEVELOPMENT = (
+    HeldoutTask("odd_number", "braces", "select this contrary member.", "frame the layout."),
+    HeldoutTask("find_tool", "twice", "choose the gadget.", "double each element."),
+    HeldoutTask("place", "sentence", "locate its site.", "utter for your manner."),
+    HeldoutTask("smallest", "sentence", "fetch the bottom piece.", "speak with shape."),
+    HeldoutTask("owner", "choice", "report its holder.", "confirm some button."),
+    HeldoutTask("next_date", "braces", "one step ahead.", "pack as the code."),
+    HeldoutTask("last_word", "initial", "judge the rear element.", "simply the front mark."),
+    HeldoutTask("count_words", "plain", "tally these.", ""),
+)
+BY_NAME = {task.name: task for task in (*HELDOUT, *DEVELOPMENT)}
+KEPT_BACK = frozenset((task.skill, task.form) for task in BY_NAME.values() if task.form != "plain")
+
+
+def make_row(task: HeldoutTask, rng: np.random.Generator) -> dict[str, str]:
+    """One {"input", "target"} row of a kept-back task."""
+    problem = skills.BY_NAME[task.skill].make(rng)
+    extra, target = formats.BY_NAME[task.form].apply(problem, rng)
+    parts = (task.wording, problem.content + extra, task.form_wording)
+    return {"input": " ".join(part for part in parts if part), "target": target}
+
+
+def heldout_rows(task: HeldoutTask, count: int, *, seed: int) -> list[dict[str, str]]:
+    """`count` rows with different inputs.
+
+    Raises:
+        ValueError: the task's world has too few different inputs; found after many draws without a new one.
+    """
+    rng = np.random.default_rng([seed, *task.name.encode()])
+    rows: dict[str, dict[str, str]] = {}
+    for _ in range(count * 200):
+        row = make_row(task, rng)
+        rows.setdefault(row["input"], row)
+        if len(rows) == count:
+            return list(rows.values())
+    raise ValueError(f"heldout_rows: '{task.name}' has only {len(rows)} different inputs, {count} were asked for")

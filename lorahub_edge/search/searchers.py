@@ -1,0 +1,185 @@
+"""Searchers: ask for candidates, tell their objectives. nevergrad does the optimising."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import math
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lorahub_edge.errors import InvalidInput
+
+Candidates = npt.NDArray[np.float64]
+
+# First-generation standard deviation, as a share of the box's half width: 0.3 of ±1.5. nevergrad's own choice
+# (0.07 to 0.13) hardly leaves the start within the few generations that a small budget pays for.
+CMA_STD_SHARE = 0.2
+
+
+@functools.cache
+def _nevergrad() -> Any:
+    """nevergrad, imported when a search begins: it takes seconds and 150 MB, and answering needs neither."""
+    with warnings.catch_warnings():
+        # cma, which nevergrad builds on, warns that it could plot if matplotlib were there
+        warnings.filterwarnings("ignore", message="Could not import matplotlib")
+        return importlib.import_module("nevergrad")
+
+
+class Searcher(Protocol):
+    """Proposes points of a box and learns from their objectives."""
+
+    name: str
+
+    @property
+    def resolved_name(self) -> str:
+        """What really runs, when `name` stands for a choice."""
+
+    def ask(self, at_most: int) -> Candidates:
+        """The next candidates, float64 (k, n) with 1 <= k <= at_most, all inside the box."""
+
+    def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
+        """Report the objectives (k,), lower is better, of the candidates last asked for."""
+
+
+class NevergradSearcher:
+    """Any nevergrad optimiser over the box [-bound, bound]^n.
+
+    Args:
+        name: what the user asked for, for the record.
+        optimizer: a nevergrad optimiser class or configured family.
+        start: float64 (n,), where the search begins.
+        bound: half width of the box.
+        budget: evaluations that the optimiser may plan with.
+        seed: of all its randomness.
+        population_size: candidates per ask; 1 for optimisers that learn after each evaluation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        optimizer: Any,
+        *,
+        start: npt.NDArray[np.float64],
+        bound: float,
+        budget: int,
+        seed: int,
+        population_size: int = 1,
+    ) -> None:
+        box = _nevergrad().p.Array(init=start.tolist(), lower=[-bound] * len(start), upper=[bound] * len(start))
+        box.random_state = np.random.RandomState(seed)  # nevergrad takes no Generator
+        self.name = name
+        self._population_size = population_size
+        self._optimizer = optimizer(parametrization=box, budget=budget)
+        self._asked: list[Any] = []
+
+    @property
+    def resolved_name(self) -> str:
+        """The innermost optimiser: nevergrad's choosers (NGOpt, Shiwa) pick another at the first ask."""
+        inner = self._optimizer
+        while (chosen := getattr(inner, "optim", None)) is not None and chosen is not inner:
+            inner = chosen
+        return str(inner.name)
+
+    def ask(self, at_most: int) -> Candidates:
+        self._asked = [self._optimizer.ask() for _ in range(min(self._population_size, at_most))]
+        return np.array([candidate.value for candidate in self._asked], dtype=np.float64)
+
+    def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
+        with warnings.catch_warnings():
+            # SciPy's COBYLA corrects nevergrad's end radius and says so
+            warnings.filterwarnings("ignore", message="COBYLA: Invalid RHOEND")
+            for candidate, objective in zip(self._asked, objectives, strict=True):
+                self._optimizer.tell(candidate, float(objective))
+
+
+class ScreeningSearcher:
+    """First look at every axis alone and at the plain mean, then run CMA-ES from the best of them.
+
+    delta(c) = delta(-c) and its gradient is zero at c = 0, so a search started there must first break a tie that a
+    generation of screening breaks for it.
+    """
+
+    name = "screen-cma"
+
+    def __init__(self, n: int, *, bound: float, budget: int, seed: int) -> None:
+        axes = np.eye(n) * min(1.0, bound)
+        mean = np.full((1, n), min(1.0 / n, bound))
+        self._screen = np.concatenate([mean, axes])
+        self._screened: list[tuple[float, npt.NDArray[np.float64]]] = []
+        self._settings: dict[str, Any] = {"bound": bound, "budget": max(1, budget - n - 1), "seed": seed}
+        self._inner: NevergradSearcher | None = None
+
+    @property
+    def resolved_name(self) -> str:
+        return "screening" if self._inner is None else f"screening, then {self._inner.resolved_name}"
+
+    def ask(self, at_most: int) -> Candidates:
+        if len(self._screened) < len(self._screen):
+            return self._screen[len(self._screened) :][:at_most]
+        if self._inner is None:
+            start = min(self._screened, key=lambda pair: pair[0])[1]
+            self._inner = cma_searcher(start, **self._settings)
+        return self._inner.ask(at_most)
+
+    def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
+        if self._inner is None:
+            self._screened += list(zip(objectives.tolist(), candidates, strict=True))
+        else:
+            self._inner.tell(candidates, objectives)
+
+
+def cma_searcher(start: npt.NDArray[np.float64], *, bound: float, budget: int, seed: int) -> NevergradSearcher:
+    """CMA-ES through nevergrad with explicit scale and population size.
+
+    The population is the standard 4 + floor(3 ln n); the covariance is kept diagonal, since a budget of tens of
+    evaluations cannot teach n * (n + 1) / 2 numbers. Source: Hansen, arXiv:1604.00772, table 1; Ros and Hansen 2008.
+    """
+    n = len(start)
+    population_size = 4 + math.floor(3 * math.log(n))
+    # nevergrad's step on a bounded box: half width / 3 times 0.3, or times 0.15 from 18 dimensions on
+    unit_std_share = 0.3 / 3 if n < 18 else 0.15 / 3
+    scale = round(CMA_STD_SHARE / unit_std_share, 6)
+    cma = _nevergrad().families.ParametrizedCMA(scale=scale, popsize=population_size, diagonal=True, elitist=False)
+    return NevergradSearcher(
+        "cma-es", cma, start=start, bound=bound, budget=budget, seed=seed, population_size=population_size
+    )
+
+
+def make_searcher(optimizer: str, n: int, *, bound: float, budget: int, seed: int) -> Searcher:
+    """A searcher by name.
+
+    Args:
+        optimizer: "screen-cma", "cma-es", or any name in nevergrad's registry ("NGOpt", "Cobyla", "OnePlusOne", ...),
+            which then runs with nevergrad's own settings and one evaluation at a time from 0.
+        n: dimensions.
+        bound: half width of the box, positive and finite.
+        budget: evaluations planned, at least 1.
+        seed: of all randomness; the same seed gives the same search.
+
+    Raises:
+        InvalidInput: an unknown name (with close ones), or a bound that is no box.
+    """
+    if not (math.isfinite(bound) and bound > 0):
+        raise InvalidInput(f"bound: expected a positive number, received {bound}")
+    if budget < 1:
+        raise InvalidInput(f"budget: expected at least 1 evaluation, received {budget}")
+    if optimizer == "screen-cma":
+        return ScreeningSearcher(n, bound=bound, budget=budget, seed=seed)
+    if optimizer == "cma-es":
+        return cma_searcher(np.zeros(n), bound=bound, budget=budget, seed=seed)
+    registry = _nevergrad().optimizers.registry
+    if optimizer not in registry:
+        names = ["screen-cma", "cma-es", *registry]
+        close = difflib.get_close_matches(optimizer, names, n=3, cutoff=0.4) or [
+            "screen-cma",
+            "cma-es",
+            "NGOpt",
+            "Cobyla",
+        ]
+        raise InvalidInput(f"optimizer '{optimizer}' is not known; did you mean {', '.join(close)}?")
+    return NevergradSearcher(optimizer, registry[optimizer], start=np.zeros(n), bound=bound, budget=budget, seed=seed)

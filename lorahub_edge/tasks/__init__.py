@@ -1,0 +1,7 @@
+"""Tasks: examples from files, and how answers are scored."""
+
+from lorahub_edge.tasks.examples import Example, draw_examples, load_examples
+from lorahub_edge.tasks.metrics import exact_match
+from lorahub_edge.tasks.prompt import EncodedExample, PromptFormat
+
+__all__ = ["EncodedExample", "Example", "PromptFormat", "draw_examples", "exact_match", "load_examples"]

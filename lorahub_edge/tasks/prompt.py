@@ -1,0 +1,138 @@
+"""From an Example to token ids: the prompt around the input, what ends the answer, and where it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lorahub_edge.base import Base
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.tasks.examples import Example
+
+_MARK = "{input}"
+_SENTINEL = "\x1aANSWER\x1a"
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids of one example.
+
+    Attributes:
+        input_ids: what the model reads: the encoder's input, or the prompt of a decoder-only model.
+        target_ids: the answer and what ends it; the loss covers exactly these.
+        was_cut: whether the input or the answer was longer than the model takes.
+    """
+
+    input_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    was_cut: bool
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How text becomes tokens for one base.
+
+    Attributes:
+        before, after: text around the input.
+        end_ids: tokens that end an answer.
+        add_special_tokens: whether the tokenizer adds its own at the prompt (T5's end mark, a start mark).
+        max_input_tokens, max_target_tokens: longer ones are cut.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    before: str
+    after: str
+    end_ids: tuple[int, ...]
+    add_special_tokens: bool
+    max_input_tokens: int
+    max_target_tokens: int
+
+    @classmethod
+    def for_base(
+        cls, base: Base, *, template: str = "auto", max_input_tokens: int | None = None, max_target_tokens: int = 256
+    ) -> PromptFormat:
+        """The format that suits a base.
+
+        Args:
+            base: its tokenizer, family and config are asked.
+            template: text with {input} in it; "plain" is the input itself (decoder-only models get a line break
+                behind it); "chat" the tokenizer's chat template with one user turn; "auto" is "chat" for decoder-only
+                models whose tokenizer has one, else "plain".
+            max_input_tokens: default LoRAHub's 2048, or what the model takes if that is less.
+            max_target_tokens: LoRAHub's default.
+
+        Raises:
+            InvalidInput: a template without {input}, or "chat" without a chat template.
+        """
+        tokenizer = base.tokenizer
+        before, after, end = _surroundings(base, template)
+        if base.family.is_seq2seq:
+            add_special, end_ids = True, (tokenizer.eos_token_id,)
+        else:
+            add_special = not (tokenizer.bos_token and before.startswith(tokenizer.bos_token))
+            end_ids = tuple(tokenizer(end, add_special_tokens=False)["input_ids"]) or (tokenizer.eos_token_id,)
+        limit = base.family.default_max_input_tokens
+        if not base.family.is_seq2seq:
+            limit = min(limit, base.model.config.max_position_embeddings - max_target_tokens)
+        return cls(tokenizer, before, after, end_ids, add_special, max_input_tokens or limit, max_target_tokens)
+
+    def text(self, input_text: str) -> str:
+        """The prompt around an input."""
+        return f"{self.before}{input_text}{self.after}"
+
+    def encode_input(self, input_text: str) -> tuple[list[int], bool]:
+        """Token ids of the prompt and whether the input was cut. What stands behind the input survives a cut."""
+        ids = self._ids(self.text(input_text))
+        if len(ids) <= self.max_input_tokens:
+            return ids, False
+        # cut from the right like LoRAHub, but keep the prompt's ending, without which no answer would follow
+        tail = self._ids(self.after)
+        head = self._ids(self.before + input_text)
+        if self.add_special_tokens and self.end_ids and head[-len(self.end_ids) :] == list(self.end_ids):
+            head = head[: -len(self.end_ids)]
+        return head[: self.max_input_tokens - len(tail)] + tail, True
+
+    def encode(self, example: Example) -> EncodedExample:
+        """Token ids of an example."""
+        input_ids, input_cut = self.encode_input(example.input)
+        target = self.tokenizer(example.target, add_special_tokens=False)["input_ids"]
+        room = self.max_target_tokens - len(self.end_ids)
+        cut = input_cut or len(target) > room
+        return EncodedExample(tuple(input_ids), (*target[:room], *self.end_ids), cut)
+
+    def encode_all(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Token ids of several examples."""
+        return [self.encode(e) for e in examples]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=self.add_special_tokens)["input_ids"])
+
+
+def _surroundings(base: Base, template: str) -> tuple[str, str, str]:
+    """Text before the input, between input and answer, and behind the answer."""
+    has_chat = bool(getattr(base.tokenizer, "chat_template", None))
+    if template == "auto":
+        template = "chat" if has_chat and not base.family.is_seq2seq else "plain"
+    if template == "chat":
+        if not has_chat:
+            raise InvalidInput(f"prompt 'chat': base '{base.source.spec}' has no chat template; use plain or a text")
+        return _chat_surroundings(base.tokenizer)
+    if template == "plain":
+        template = _MARK if base.family.is_seq2seq else f"{_MARK}\n"
+    if template.count(_MARK) != 1:
+        raise InvalidInput(f"prompt '{template}': expected auto, plain, chat or a text with one {{input}} in it")
+    before, after = template.split(_MARK)
+    end = "" if base.family.is_seq2seq else (base.tokenizer.eos_token or "")
+    return before, after, end
+
+
+def _chat_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    user = {"role": "user", "content": _MARK}
+    answered = [user, {"role": "assistant", "content": _SENTINEL}]
+    prompt = str(tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True))
+    whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
+    before, _, after = prompt.partition(_MARK)
+    # some templates put a line break behind the token that ends a turn; the model stops at the token
+    return before, after, whole.partition(_SENTINEL)[2].rstrip()

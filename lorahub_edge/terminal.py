@@ -1,0 +1,101 @@
+"""How the command line looks: the progress bar and the answers' tables. Data in, text out; no arithmetic of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lorahub_edge.adaptation import Progress as RunProgress
+    from lorahub_edge.adaptation.progress import OnProgress
+
+# stderr carries progress and messages, so that stdout is the answer and nothing else
+messages = Console(stderr=True, highlight=False)
+answers = Console(highlight=False)
+
+_STAGES = {
+    "load": "loading base and modules",
+    "controls": "controls",
+    "search": "search",
+    "null": "random-LoRA null",
+    "test": "answering the test",
+}
+
+
+@contextmanager
+def progress_bar() -> Iterator[OnProgress]:
+    """A bar for the stage a run is in: what is done, the best loss, the time left."""
+    columns = (
+        TextColumn("{task.description:<26}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=messages, transient=True) as bar:
+        task = bar.add_task("", total=None, note="")
+        stage = ""
+
+        def show(progress: RunProgress) -> None:
+            nonlocal stage
+            if progress.stage != stage:
+                stage = progress.stage
+                bar.reset(task, total=progress.total, description=_STAGES[stage])
+            note = "" if progress.best_loss is None else f"best loss {progress.best_loss:.4f}"
+            bar.update(task, completed=progress.done, note=note)
+
+        yield show
+
+
+@contextmanager
+def step_bar() -> Iterator[Any]:
+    """A bar for training: step, total, loss."""
+    columns = (TextColumn("training"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(compact=True), console=messages, transient=True) as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def show(step: int, total: int, loss: float) -> None:
+            bar.update(task, total=total, completed=step, note=f"loss {loss:.4f}")
+
+        yield show
+
+
+def print_run(report: Mapping[str, Any]) -> None:
+    """What happened, the controls' table, the coefficients that matter, where the files are."""
+    answers.print(report["headline"], style="bold")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("loss", justify="right")
+    if report["n_test"]:
+        table.add_column("exact match", justify="right")
+    table.add_column("")
+    for row in report["table"]:
+        score = ["-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"] if report["n_test"] else []
+        style = "bold" if row["name"] == "adapted" else None
+        table.add_row(row["name"], f"{row['loss']:.4f}", *score, f"[dim]{_escape(row['detail'])}[/dim]", style=style)
+    answers.print(table)
+    tested = f", exact match in % of {report['n_test']} test rows" if report["n_test"] else ""
+    answers.print(f"loss on the {report['n_examples']} examples{tested}", style="dim")
+    answers.print(_largest(report["coefficients"]))
+    peak = report["peak_memory"].get("VmHWM_bytes")
+    memory = f", peak memory {peak / 1e6:.0f} MB" if peak else ""
+    answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")
+    if report["folder"]:
+        answers.print(f"run folder: {report['folder']}  (report.html, adapter/)", soft_wrap=True)
+
+
+def _largest(coefficients: Mapping[str, float], n: int = 5) -> str:
+    ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))[:n]
+    rest = len(coefficients) - len(ranked)
+    listed = ", ".join(f"{_escape(name)} {value:+.2f}" for name, value in ranked)
+    return f"largest coefficients: {listed}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def _escape(text: str) -> str:
+    """Names come from folders: a bracket in one is no markup."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,26 @@
+"""Data and helpers for the kernels' tests."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZES = (0, 1, 3, 31, 32, 33, 257)
+
+
+def hard_matrix(n_rows: int, n_columns: int, *, seed: int) -> NDArray[np.float32]:
+    """A matrix on which indexing errors show: scales per row over ten orders of magnitude, a zero row, a huge value."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((n_rows, n_columns)) * 10.0 ** rng.uniform(-5, 5, (n_rows, 1))
+    if n_rows > 2:
+        matrix[1] = 0
+    if n_rows and n_columns:
+        matrix[-1, n_columns // 2] = 1e9
+    return matrix.astype(np.float32)
+
+
+def assert_within(actual: NDArray[np.float32], expected: NDArray[np.floating], bound: NDArray[np.float64]) -> None:
+    """Every element of `actual` is within its own bound of `expected`."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == np.float32
+    error = np.abs(actual.astype(np.float64) - expected)
+    wrong = np.argwhere(~(error <= bound))
+    assert not len(wrong), f"{len(wrong)} elements off, the first at {wrong[0]}: {error[tuple(wrong[0])]}"

@@ -1,0 +1,305 @@
+"""compose_factors: the native kernel against its NumPy twin and against exact sums."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lorahub_edge import _native
+from lorahub_edge.kernels import ops, reference
+from tests import tolerances
+from tests.kernels.helpers import SIZES, assert_within, hard_matrix
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def stack_of(n_modules: int, n_values: int, dtype: torch.dtype, *, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(hard_matrix(n_modules, n_values, seed=seed)).to(dtype)
+
+
+def coefficients_of(n_candidates: int, n_modules: int, *, seed: int = 1) -> NDArray[np.float32]:
+    """Within LoRAHub's box, some exactly zero."""
+    rng = np.random.default_rng(seed)
+    coefficients = rng.uniform(-1.5, 1.5, (n_candidates, n_modules)).astype(np.float32)
+    return np.where(rng.random(coefficients.shape) < 0.2, np.float32(0), coefficients)
+
+
+def assert_composed(actual: torch.Tensor, stack: torch.Tensor, coefficients: NDArray[np.float32]) -> None:
+    """`actual` equals the twin and the exact sums, each within its bound."""
+    values, n_modules = stack.float().numpy(), stack.shape[0]
+    exact = coefficients.astype(np.float64) @ values.astype(np.float64)
+    magnitude = np.abs(coefficients).astype(np.float64) @ np.abs(values).astype(np.float64)
+    assert_within(actual.numpy(), exact, tolerances.dot_error(magnitude, n_modules))
+    twin = reference.compose_factors(values, coefficients)
+    assert_within(actual.numpy(), twin, tolerances.dot_difference(magnitude, n_modules))
+
+
+def assert_same_bytes(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape
+    assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+# -- Against the twin -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_values", SIZES)
+@pytest.mark.parametrize("n_modules", SIZES)
+def test_equals_twin(n_modules: int, n_values: int, dtype: torch.dtype) -> None:
+    stack, coefficients = stack_of(n_modules, n_values, dtype), coefficients_of(3, n_modules)
+    assert_composed(ops.compose_factors(stack, coefficients), stack, coefficients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_values", [1023, 1024, 2049])
+@pytest.mark.parametrize("n_candidates", [*range(34), 257])
+def test_equals_twin_for_any_number_of_candidates(n_candidates: int, n_values: int, dtype: torch.dtype) -> None:
+    """Candidates go in blocks of several sizes, values in tiles of 1024: all sizes, on both sides of a tile."""
+    stack, coefficients = stack_of(20, n_values, dtype), coefficients_of(n_candidates, 20)
+    assert_composed(ops.compose_factors(stack, coefficients), stack, coefficients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_candidates", [1, 13, 33])
+def test_result_does_not_depend_on_threads(n_candidates: int, dtype: torch.dtype) -> None:
+    """Large enough that the work is really shared, and not a multiple of anything."""
+    stack, coefficients = stack_of(33, 150_001, dtype), coefficients_of(n_candidates, 33)
+    alone = ops.compose_factors(stack, coefficients, n_threads=1)
+    assert_composed(alone, stack, coefficients)
+    for n_threads in (2, 3, 16):
+        assert_same_bytes(ops.compose_factors(stack, coefficients, n_threads=n_threads), alone)
+
+
+def test_result_does_not_depend_on_other_candidates() -> None:
+    stack, coefficients = stack_of(20, 1500, torch.float32), coefficients_of(33, 20)
+    together = ops.compose_factors(stack, coefficients)
+    for c in range(33):
+        assert_same_bytes(ops.compose_factors(stack, coefficients[c : c + 1]), together[c : c + 1])
+
+
+@pytest.mark.parametrize("isa", _native.runnable_isas())
+def test_each_instruction_set(isa: str) -> None:
+    """The choice is made once per process, so each runs in its own. Without fused multiply-add: equal to the bit."""
+    script = """
+import sys
+import torch
+from lorahub_edge.kernels import ops, reference
+from tests.kernels.test_compose_factors import DTYPES, assert_composed, assert_same_bytes, coefficients_of, stack_of
+assert ops.isa() == sys.argv[1]
+for dtype in DTYPES:
+    for n_candidates in (1, 2, 3, 6, 7, 12, 13, 33):
+        for n_values in (1, 33, 1024, 2051):
+            stack, coefficients = stack_of(33, n_values, dtype), coefficients_of(n_candidates, 33)
+            actual = ops.compose_factors(stack, coefficients)
+            assert_composed(actual, stack, coefficients)
+            if ops.isa() == "baseline":
+                twin = reference.compose_factors(stack.float().numpy(), coefficients)
+                assert_same_bytes(actual, torch.from_numpy(twin))
+print("checked", ops.isa())
+"""
+    environment = {**os.environ, "LORAHUB_EDGE_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", script, isa], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"checked {isa}\n"
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    script = "from lorahub_edge.kernels import ops; import torch; ops.compose_factors(torch.zeros(1, 1), [[1.0]])"
+    environment = {**os.environ, "LORAHUB_EDGE_ISA": "mmx"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "InvalidInput: LORAHUB_EDGE_ISA: expected one that this build and machine run" in done.stderr
+    assert "received 'mmx'" in done.stderr
+
+
+# -- Properties -------------------------------------------------------------------------------------------------------
+
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 70))
+factors = st.floats(-1.5, 1.5, width=32)
+
+
+@given(shapes, factors, factors, st.sampled_from(DTYPES), st.integers(0, 99))
+def test_linear_in_coefficients(shape: tuple[int, int], a: float, b: float, dtype: torch.dtype, seed: int) -> None:
+    stack = stack_of(*shape, dtype, seed=seed)
+    x, y = (coefficients_of(1, shape[0], seed=seed + i).astype(np.float64) for i in (1, 2))
+    left = ops.compose_factors(stack, a * x + b * y).numpy()
+    parts = ops.compose_factors(stack, np.concatenate([x, y])).numpy().astype(np.float64)
+    # Left: the coefficients are rounded once more than on the right, one more rounding per term.
+    magnitude = (np.abs(a * x) + np.abs(b * y)) @ np.abs(stack.float().numpy().astype(np.float64))
+    bound = tolerances.dot_difference(magnitude, shape[0] + 1)
+    assert_within(left, a * parts[:1] + b * parts[1:], bound)
+
+
+@given(shapes, st.sampled_from(DTYPES), st.integers(0, 99))
+def test_unit_coefficients_give_each_module(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
+    stack = stack_of(*shape, dtype, seed=seed)
+    assert torch.equal(ops.compose_factors(stack, np.eye(shape[0])), stack.float())
+
+
+@given(shapes, st.sampled_from(DTYPES), st.randoms(use_true_random=False), st.integers(0, 99))
+def test_order_of_modules_does_not_matter(
+    shape: tuple[int, int], dtype: torch.dtype, random: Random, seed: int
+) -> None:
+    stack, coefficients = stack_of(*shape, dtype, seed=seed), coefficients_of(2, shape[0], seed=seed)
+    order = random.sample(range(shape[0]), shape[0])
+    shuffled = ops.compose_factors(stack[order], coefficients[:, order]).numpy()
+    magnitude = np.abs(coefficients).astype(np.float64) @ np.abs(stack.float().numpy()).astype(np.float64)
+    bound = tolerances.dot_difference(magnitude, shape[0])
+    assert_within(shuffled, ops.compose_factors(stack, coefficients).numpy(), bound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_coefficients_give_exact_zeros(dtype: torch.dtype) -> None:
+    composed = ops.compose_factors(stack_of(20, 1500, dtype), np.zeros((13, 20)))
+    assert torch.equal(composed, torch.zeros(13, 1500))
+
+
+def test_coefficients_are_rounded_once() -> None:
+    """A float64 beside a tie of float32: rounding by way of another type would go wrong."""
+    value = 1 + 2.0**-24 + 2.0**-50
+    composed = ops.compose_factors(torch.ones(1, 1), torch.tensor([[value]], dtype=torch.float64))
+    assert composed.item() == 1 + 2.0**-23
+
+
+# -- The output -------------------------------------------------------------------------------------------------------
+
+
+def test_out_is_written_and_returned() -> None:
+    stack, coefficients = stack_of(20, 1500, torch.float32), coefficients_of(13, 20)
+    out = torch.full((13, 1500), torch.nan)
+    assert ops.compose_factors(stack, coefficients, out=out) is out
+    assert_composed(out, stack, coefficients)
+
+
+def test_only_out_is_written() -> None:
+    """A guard band around the output, and inputs with their bytes unchanged."""
+    stack, coefficients = stack_of(20, 1027, torch.float32), torch.from_numpy(coefficients_of(13, 20))
+    before = stack.clone(), coefficients.clone()
+    memory = torch.full((15, 1027), 7.0)
+    ops.compose_factors(stack, coefficients, out=memory[1:14])
+    assert_composed(memory[1:14], stack, coefficients.numpy())
+    assert torch.equal(memory[[0, 14]], torch.full((2, 1027), 7.0))
+    assert_same_bytes(stack, before[0])
+    assert_same_bytes(coefficients, before[1])
+
+
+def test_stack_may_be_memory_mapped_read_only(tmp_path: Path) -> None:
+    values = hard_matrix(3, 1027, seed=0)
+    values.tofile(tmp_path / "stack")
+    mapped = torch.from_file(str(tmp_path / "stack"), shared=False, size=values.size).reshape(values.shape)
+    coefficients = coefficients_of(2, 3)
+    assert_composed(ops.compose_factors(mapped, coefficients), torch.from_numpy(values), coefficients)
+
+
+def test_calls_from_several_threads() -> None:
+    """The GIL is released during the kernel: calls at the same time must not disturb each other."""
+    stack, coefficients = stack_of(20, 50_001, torch.float32), coefficients_of(13, 20)
+    expected = ops.compose_factors(stack, coefficients)
+    results: list[torch.Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(ops.compose_factors(stack, coefficients, n_threads=2)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results:
+        assert_same_bytes(result, expected)
+
+
+# -- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        (np.zeros((2, 4), np.float32), "expected stack to be a torch.Tensor, received ndarray"),
+        (torch.zeros(2, 4, dtype=torch.float16), "expected stack of dtype float32 or bfloat16, received float16"),
+        (torch.zeros(2, 4, dtype=torch.int32), "expected stack of dtype float32 or bfloat16, received int32"),
+    ],
+)
+def test_refuses_stack_of_wrong_type(stack: torch.Tensor, message: str) -> None:
+    with pytest.raises(TypeError, match=f"compose_factors: {message}"):
+        ops.compose_factors(stack, [[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        (torch.zeros(2), r"expected stack of shape \(n_modules, n_values\), received \(2,\)"),
+        (torch.zeros(4, 2).T, r"expected a C-contiguous stack, received strides \(1, 2\) for \(2, 4\)"),
+        (torch.zeros(2, 8)[:, ::2], "expected a C-contiguous stack"),
+        (torch.zeros(2, 8)[:, :4], "expected a C-contiguous stack"),
+        (torch.zeros(4, 4)[::2], "expected a C-contiguous stack"),
+    ],
+)
+def test_refuses_stack_of_wrong_layout(stack: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"compose_factors: {message}"):
+        ops.compose_factors(stack, [[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [
+        ([1.0, 2.0], r"expected coefficients of shape \(n_candidates, 2\), received \(2,\)"),
+        ([[1.0, 2.0, 3.0]], r"expected coefficients of shape \(n_candidates, 2\), received \(1, 3\)"),
+        ([[1.0, 2.0], [3.0, np.nan]], r"expected finite coefficients, received nan at \(1, 1\)"),
+        ([[1e39, 2.0]], r"expected finite coefficients, received 1e\+39 at \(0, 0\)"),
+    ],
+)
+def test_refuses_coefficients(coefficients: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"compose_factors: {message}"):
+        ops.compose_factors(torch.zeros(2, 4), coefficients)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (torch.zeros(1, 4, dtype=torch.float64), TypeError, "expected out of dtype float32, received float64"),
+        (torch.zeros(2, 4), ValueError, r"expected out of shape \(1, 4\), received \(2, 4\)"),
+        (torch.zeros(1, 8)[:, ::2], ValueError, "expected a C-contiguous out"),
+    ],
+)
+def test_refuses_out(out: torch.Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"compose_factors: {message}"):
+        ops.compose_factors(torch.zeros(2, 4), [[1.0, 2.0]], out=out)
+
+
+def test_refuses_out_that_overlaps_the_stack() -> None:
+    memory = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="expected out and stack in separate memory"):
+        ops.compose_factors(memory[:2], [[1.0, 2.0]], out=memory[1:2])
+
+
+@pytest.mark.parametrize("coefficients", [np.ones((1, 2), np.complex64), torch.ones(1, 2, dtype=torch.complex64)])
+def test_refuses_complex_coefficients(coefficients: object) -> None:
+    with pytest.raises(TypeError, match="compose_factors: expected real coefficients, received complex64"):
+        ops.compose_factors(torch.zeros(2, 4), coefficients)
+
+
+def test_refuses_no_threads() -> None:
+    with pytest.raises(ValueError, match="expected n_threads of at least 1, received 0"):
+        ops.compose_factors(torch.zeros(2, 4), [[1.0, 2.0]], n_threads=0)
+
+
+# -- On a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_cuda(dtype: torch.dtype) -> None:
+    stack, coefficients = stack_of(20, 1500, dtype), coefficients_of(13, 20)
+    composed = ops.compose_factors(stack.cuda(), coefficients)
+    assert composed.is_cuda
+    assert_composed(composed.cpu(), stack, coefficients)

@@ -1,0 +1,64 @@
+"""Which kernels run, and that it never changes in silence."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorahub_edge.errors import InvalidInput, KernelUnavailable
+from lorahub_edge.kernels import ops
+
+
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the extension had not been installed."""
+    monkeypatch.setattr(ops, "_import_native", lambda: ImportError("no module named _native"))
+
+
+@pytest.fixture(autouse=True)
+def default_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORAHUB_EDGE_KERNELS", raising=False)
+
+
+def test_native_is_the_default() -> None:
+    assert ops.route("cpu") == "native-cpu"
+    assert ops.isa() in ("baseline", "avx2", "avx512")
+
+
+def test_other_devices_are_named() -> None:
+    assert ops.route(torch.device("cuda", 1)) == "torch-cuda"
+    assert ops.route("cuda") == "torch-cuda"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    stack, out = torch.arange(6.0).reshape(2, 3).to(dtype), torch.full((1, 3), torch.nan)
+    monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
+    monkeypatch.setattr(ops, "_import_native", lambda: pytest.fail("the extension was asked for"))
+    assert ops.route("cpu") == "reference"
+    assert ops.isa() == "numpy"
+    assert ops.compose_factors(stack, [[2.0, 10.0]], out=out) is out
+    np.testing.assert_array_equal(out, [[30, 42, 54]])
+
+
+@pytest.mark.usefixtures("no_native")
+def test_missing_extension_is_visible() -> None:
+    assert ops.route("cpu") == "reference"
+    np.testing.assert_array_equal(ops.compose_factors(torch.ones(2, 1), [[2.0, 10.0]]), [[12]])
+
+
+@pytest.mark.usefixtures("no_native")
+def test_missing_extension_is_an_error_where_it_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "native")
+    for call in (lambda: ops.route("cpu"), ops.isa, lambda: ops.compose_factors(torch.ones(2, 1), [[2.0, 10.0]])):
+        with pytest.raises(
+            KernelUnavailable, match=r"cannot be imported \(no module named _native\); install the package"
+        ):
+            call()
+
+
+def test_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "fast")
+    with pytest.raises(
+        InvalidInput, match="LORAHUB_EDGE_KERNELS: expected 'native', 'reference' or nothing, received 'fast'"
+    ):
+        ops.route("cpu")
