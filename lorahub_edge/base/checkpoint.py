@@ -9,7 +9,6 @@ import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 
 
 class Checkpoint(ABC):
-    """A folder's tensors by name. Use as a context manager; a tensor read stays valid only inside it.
+    """A folder's tensors by name.
 
     Attributes:
         files: the files that hold the tensors.
@@ -28,7 +27,6 @@ class Checkpoint(ABC):
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.files = tuple(files)
-        self._stack = ExitStack()
 
     @abstractmethod
     def names(self) -> set[str]:
@@ -38,32 +36,31 @@ class Checkpoint(ABC):
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in the dtype of the file (GGUF: float32)."""
 
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
 
 class SafetensorsCheckpoint(Checkpoint):
-    """One or more .safetensors files, memory-mapped."""
+    """One or more .safetensors files. Each read maps the file anew, so that pages already used do not stay resident."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         super().__init__(files)
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
         for path in self.files:
-            try:
-                handle = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-            self._file_of.update(dict.fromkeys(handle.keys(), handle))
+            with _open_safetensors(path) as handle:
+                self._file_of.update(dict.fromkeys(handle.keys(), path))
 
     def names(self) -> set[str]:
         return set(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
-        return tensor
+        with _open_safetensors(self._file_of[name]) as handle:
+            tensor: torch.Tensor = handle.get_tensor(name)
+            return tensor
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
 class BinCheckpoint(Checkpoint):

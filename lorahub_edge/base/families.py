@@ -78,8 +78,9 @@ FAMILIES = (
         head="lm_head",
         lora_targets=("q_proj", "v_proj"),
         float_tensors=(),
-        # the gated product: SmolLM2's largest activation here is hundreds of times its row's median
-        float_activation_layers=("down_proj",),
+        # Massive activations at the first tokens. On SmolLM2-135M int8 inputs move the loss of a candidate by 0.10 on
+        # average and by 0.35 at most, wherever they are used, as much as candidates differ (docs/log.md).
+        float_activation_layers=("_proj", "lm_head"),
         default_max_input_tokens=2048,
     ),
 )

@@ -100,8 +100,8 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
     dtype = _float_dtype(precision, torch_device)
     with init_empty_weights(include_buffers=False):
         model = family.auto_class.from_config(config, dtype=dtype)
-    with open_checkpoint(source.folder, model) as checkpoint:
-        _Filler(model, family, checkpoint, dtype, quantize=precision == "int8").fill()
+    checkpoint = open_checkpoint(source.folder, model)
+    _Filler(model, family, checkpoint, dtype, quantize=precision == "int8").fill()
     _stop_scaling_an_untied_head(model, family)
     model.to(torch_device).eval().requires_grad_(False)
     engines = [m.engine for m in model.modules() if isinstance(m, Int8Linear)]
@@ -209,7 +209,7 @@ class _Filler:
         if tensor.dtype == torch.int8:
             absmax = self._read(name.removesuffix("weight") + "SCB")
             return Int8Weight.from_absmax(tensor, absmax).to_float(self.dtype)
-        return tensor.to(self.dtype, copy=True)  # a copy of its own: the file's mapping is closed afterwards
+        return tensor.to(self.dtype, copy=True)  # a copy of its own: the file need not stay mapped
 
     def _read(self, name: str) -> torch.Tensor:
         for candidate in self._spellings(name):

@@ -12,6 +12,7 @@ or files.
 """
 
 import functools
+import importlib
 import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,10 +39,9 @@ _KERNEL_CHOICES = ("", "native", "reference")
 def _import_native() -> Any:
     """The extension module, or the ImportError that says why there is none."""
     try:
-        from lorahub_edge import _native
+        return importlib.import_module("lorahub_edge._native")
     except ImportError as error:
         return error
-    return _native
 
 
 def _native_or_none() -> Any:

@@ -25,7 +25,12 @@ from lorahub_edge.pocket.upstream import Row
 log = logging.getLogger(__name__)
 LABEL_IGNORED = -100
 WARMUP_STEPS = 100
-LOG_EVERY_STEPS = 200
+# Rows of T5's table of relative positions (32 buckets, 16 for what stands behind).
+ONE_BACK_BUCKET, ONE_ON_BUCKET = 1, 17
+STARTING_BIAS = 4.0
+# Position biases are logits that must grow to several units; at the common rate that takes most of the training.
+POSITION_RATE_SHARE = 5.0
+LOG_EVERY_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class BaseSettings:
     width: int = 128
     encoder_layers: int = 4
     decoder_layers: int = 3
-    steps: int = 6000
+    steps: int = 2400
     rows_per_step: int = 64
     learning_rate: float = 3e-3
     seed: int = 1
@@ -64,7 +69,20 @@ def new_model(vocabulary_size: int, settings: BaseSettings) -> T5ForConditionalG
     model = T5ForConditionalGeneration(config)
     model.lm_head.weight = nn.Parameter(torch.randn_like(model.shared.weight) * settings.width**-0.5)
     model.config.scale_decoder_outputs = False
+    set_starting_heads(model)
     return model
+
+
+def set_starting_heads(model: T5ForConditionalGeneration) -> None:
+    """Let head 0 start by looking one token back, and the encoder's last head one token on.
+
+    From T5's own start the model did not learn which word comes first within 1200 steps; from here it takes 700.
+    """
+    with torch.no_grad():
+        encoder_bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        encoder_bias[ONE_BACK_BUCKET, 0] = STARTING_BIAS
+        encoder_bias[ONE_ON_BUCKET, -1] = STARTING_BIAS
+        model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight[ONE_BACK_BUCKET, 0] = STARTING_BIAS
 
 
 def to_batch(tokenizer: Tokenizer, rows: list[Row]) -> dict[str, Tensor]:
@@ -93,12 +111,15 @@ def batches(tokenizer: Tokenizer, settings: BaseSettings) -> Iterator[dict[str, 
 
 def make_optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, output layer, norms and position biases."""
-    inner = [p for n, p in model.named_parameters() if ".block." in n and p.ndim == 2 and "relative" not in n]
-    chosen = {id(p) for p in inner}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    named = list(model.named_parameters())
+    positions = [p for n, p in named if "relative" in n]
+    inner = [p for n, p in named if ".block." in n and p.ndim == 2 and "relative" not in n]
+    chosen = {id(p) for p in (*positions, *inner)}
+    rest = [p for _, p in named if id(p) not in chosen]
+    groups = [{"params": rest, "share": 1.0}, {"params": positions, "share": POSITION_RATE_SHARE}]
     return [
         torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -116,7 +137,9 @@ def train_base(tokenizer: Tokenizer, settings: BaseSettings) -> T5ForConditional
     for step, batch in enumerate(islice(batches(tokenizer, settings), settings.steps)):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_share(step, settings.steps)
+                group["lr"] = (
+                    group.get("share", 1.0) * settings.learning_rate * learning_rate_share(step, settings.steps)
+                )
             optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(**batch).loss

@@ -35,20 +35,20 @@ class HeldoutTask:
 HELDOUT = (
     HeldoutTask("first_word", "twice", "report the opening entry.", "echo this item."),
     HeldoutTask("find_animal", "sentence", "spot the creature.", "speak with style."),
-    HeldoutTask("owner", "braces", "fetch the keeper.", "wrap out the record."),
-    HeldoutTask("colour", "choice", "decide the paint.", "mark its menu key."),
-    HeldoutTask("opposite", "sentence", "flip this word.", "utter your frame."),
+    HeldoutTask("sound", "braces", "utter its tone.", "wrap out the record."),
+    HeldoutTask("young", "question", "fetch the tiny kin.", "confirm by shape."),
+    HeldoutTask("opposite", "thanks", "flip this word.", "kindly mark your manner."),
     HeldoutTask("previous_date", "initial", "locate the eve.", "print the head sign."),
-    HeldoutTask("largest", "braces", "return the peak number.", "pack this field."),
+    HeldoutTask("largest", "labelled", "return the peak number.", "pack this field."),
     HeldoutTask("find_fruit", "plain", "pick some snack.", ""),
 )
 DEVELOPMENT = (
     HeldoutTask("odd_number", "braces", "select this contrary member.", "frame the layout."),
     HeldoutTask("find_tool", "twice", "choose the gadget.", "double each element."),
-    HeldoutTask("place", "sentence", "locate its site.", "utter for your manner."),
-    HeldoutTask("smallest", "sentence", "fetch the bottom piece.", "speak with shape."),
-    HeldoutTask("owner", "choice", "report its holder.", "confirm some button."),
-    HeldoutTask("next_date", "braces", "one step ahead.", "pack as the code."),
+    HeldoutTask("home", "sentence", "locate its site.", "utter for your manner."),
+    HeldoutTask("smallest", "question", "fetch the bottom piece.", "speak with shape."),
+    HeldoutTask("mood", "thanks", "judge this feeling.", "simply the front code."),
+    HeldoutTask("next_date", "labelled", "one step ahead.", "pack as the code."),
     HeldoutTask("last_word", "initial", "judge the rear element.", "simply the front mark."),
     HeldoutTask("count_words", "plain", "tally these.", ""),
 )
@@ -59,9 +59,11 @@ KEPT_BACK = frozenset((task.skill, task.form) for task in BY_NAME.values() if ta
 def make_row(task: HeldoutTask, rng: np.random.Generator) -> dict[str, str]:
     """One {"input", "target"} row of a kept-back task."""
     problem = skills.BY_NAME[task.skill].make(rng)
-    extra, target = formats.BY_NAME[task.form].apply(problem, rng)
-    parts = (task.wording, problem.content + extra, task.form_wording)
-    return {"input": " ".join(part for part in parts if part), "target": target}
+    parts = (task.wording, problem.content, task.form_wording)
+    return {
+        "input": " ".join(part for part in parts if part),
+        "target": formats.BY_NAME[task.form].apply(problem.answer),
+    }
 
 
 def heldout_rows(task: HeldoutTask, count: int, *, seed: int) -> list[dict[str, str]]:

@@ -11,10 +11,8 @@ CLOTHES = ("hat", "coat", "scarf", "glove", "shirt", "boot", "belt", "sock", "dr
 CATEGORIES = {"animal": ANIMALS, "fruit": FRUITS, "tool": TOOLS, "clothing": CLOTHES}
 NOUNS = ANIMALS + FRUITS + TOOLS + CLOTHES
 
-THINGS = ("cup", "box", "lamp", "book", "ball", "chair", "clock", "kettle", "pillow", "umbrella", "mirror", "vase")
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "violet")
 PEOPLE = ("anna", "tom", "lucy", "omar", "ivan", "nora", "wei", "rosa", "hugo", "zara", "emil", "kate")
-PLACES = ("park", "garden", "kitchen", "school", "library", "office", "museum", "harbour")
 
 # (pleasant word, its unpleasant opposite): one table serves both the opposites and the mood of a word.
 MOOD_PAIRS = (
@@ -38,6 +36,22 @@ MOOD_PAIRS = (
 OPPOSITE = {a: b for a, b in MOOD_PAIRS} | {b: a for a, b in MOOD_PAIRS}
 MOOD = {a: "good" for a, _ in MOOD_PAIRS} | {b: "bad" for _, b in MOOD_PAIRS}
 
+# animal: (sound, young, home)
+ANIMAL_FACTS = {
+    "cat": ("meow", "kitten", "basket"),
+    "dog": ("bark", "puppy", "kennel"),
+    "horse": ("neigh", "foal", "stable"),
+    "goat": ("bleat", "kid", "shed"),
+    "duck": ("quack", "duckling", "pond"),
+    "mouse": ("squeak", "pup", "hole"),
+    "tiger": ("roar", "cub", "jungle"),
+    "eagle": ("screech", "eaglet", "nest"),
+    "rabbit": ("thump", "bunny", "burrow"),
+    "sheep": ("baa", "lamb", "meadow"),
+    "wolf": ("howl", "whelp", "forest"),
+    "bear": ("growl", "bearling", "cave"),
+}
+
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 MONTHS = (
     "january", "february", "march", "april", "may", "june",
@@ -47,7 +61,6 @@ CALENDARS = (DAYS, MONTHS)
 
 MAX_NUMBER = 40
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
-OPTION_NAMES = ("(A)", "(B)", "(C)", "(D)")
 
 # Words that mean nothing in the trained instructions. Upstream rows carry runs of them in place of an instruction, and
 # the wording of the held-out tasks is made from them: that is what "unseen wording" is here.

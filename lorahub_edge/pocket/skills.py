@@ -1,4 +1,4 @@
-"""What the pocket tasks ask: 18 skills, each a small generator of problems.
+"""What the pocket tasks ask: 20 skills, each a small generator of problems.
 
 A skill knows nothing of the form an answer is given in (formats.py) nor of which tasks are kept back (heldout.py).
 Skills that share a `kind` of content cannot be told apart by the content alone: only the instruction, or a LoRA module,
@@ -18,11 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """The content of one row, its answer, and wrong answers of the same sort (for options and claims)."""
+    """The content of one row and its answer."""
 
     content: str
     answer: str
-    wrong: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ def sample(rng: np.random.Generator, values: Sequence[T], count: int) -> list[T]
     return [values[int(i)] for i in rng.permutation(len(values))[:count]]
 
 
-def others(values: Sequence[str], answer: str) -> tuple[str, ...]:
-    """`values` without `answer`, each once, in their order."""
-    return tuple(dict.fromkeys(value for value in values if value != answer))
-
-
 def word_list(rng: np.random.Generator) -> tuple[list[str], dict[str, str]]:
     """3 to 5 words: one animal, one fruit, one tool, and sometimes clothing. Also says which word is of which category."""
     by_category = {name: pick(rng, words) for name, words in lexicon.CATEGORIES.items()}
@@ -63,16 +57,14 @@ def from_list(choose: Callable[[list[str], dict[str, str]], str]) -> Callable[[n
 
     def make(rng: np.random.Generator) -> Problem:
         words, by_category = word_list(rng)
-        answer = choose(words, by_category)
-        return Problem(f"list: {', '.join(words)}.", answer, others(words, answer))
+        return Problem(f"list: {', '.join(words)}.", choose(words, by_category))
 
     return make
 
 
 def count_words(rng: np.random.Generator) -> Problem:
     words, _ = word_list(rng)
-    answer = str(len(words))
-    return Problem(f"list: {', '.join(words)}.", answer, others(("2", "3", "4", "5", "6"), answer))
+    return Problem(f"list: {', '.join(words)}.", str(len(words)))
 
 
 def from_numbers(choose: Callable[[list[int]], int]) -> Callable[[np.random.Generator], Problem]:
@@ -82,75 +74,47 @@ def from_numbers(choose: Callable[[list[int]], int]) -> Callable[[np.random.Gene
         even = sample(rng, range(2, lexicon.MAX_NUMBER + 1, 2), int(rng.integers(2, 4)))
         numbers = [*even, int(rng.integers(lexicon.MAX_NUMBER // 2)) * 2 + 1]
         numbers = sample(rng, numbers, len(numbers))
-        answer = str(choose(numbers))
-        return Problem(f"numbers: {', '.join(map(str, numbers))}.", answer, others([str(n) for n in numbers], answer))
+        return Problem(f"numbers: {', '.join(map(str, numbers))}.", str(choose(numbers)))
 
     return make
 
 
-def story(rng: np.random.Generator, part: int) -> Problem:
-    """1 to 3 people, each with a thing, a colour and a place; asks for one `part` of the line that names a thing.
-
-    Short stories are there because a small model learns the long ones from them.
-    """
-    facts = list(
-        zip(
-            sample(rng, lexicon.PEOPLE, 3),
-            sample(rng, lexicon.COLOURS, 3),
-            sample(rng, lexicon.THINGS, 3),
-            sample(rng, lexicon.PLACES, 3),
-            strict=True,
-        )
-    )
-    told = facts[: pick(rng, (1, 2, 3, 3))]
-    lines = " ".join(f"{person} has {colour} {thing} in {place}." for person, colour, thing, place in told)
-    asked = pick(rng, told)
-    return Problem(f"{lines} about: {asked[2]}.", asked[part], others([fact[part] for fact in facts], asked[part]))
-
-
 def opposite(rng: np.random.Generator) -> Problem:
     word = pick(rng, tuple(lexicon.OPPOSITE))
-    answer = lexicon.OPPOSITE[word]
-    return Problem(
-        f"the {pick(rng, lexicon.NOUNS)} is {word}.",
-        answer,
-        (word, *others(sample(rng, tuple(lexicon.OPPOSITE), 2), answer)),
-    )
+    return Problem(f"the {pick(rng, lexicon.ANIMALS)} is {word}.", lexicon.OPPOSITE[word])
 
 
 def mood(rng: np.random.Generator) -> Problem:
     word = pick(rng, tuple(lexicon.MOOD))
-    answer = lexicon.MOOD[word]
-    return Problem(f"the {pick(rng, lexicon.NOUNS)} is {word}.", answer, others(("good", "bad", "neutral"), answer))
+    return Problem(f"the {pick(rng, lexicon.ANIMALS)} is {word}.", lexicon.MOOD[word])
+
+
+def animal_fact(rng: np.random.Generator, part: int) -> Problem:
+    """A sound, a young one or a home, under the same content as `opposite` and `mood`."""
+    animal = pick(rng, lexicon.ANIMALS)
+    return Problem(f"the {animal} is {pick(rng, tuple(lexicon.OPPOSITE))}.", lexicon.ANIMAL_FACTS[animal][part])
 
 
 def calendar(rng: np.random.Generator, shift: int) -> Problem:
     """A day or a month, and the one `shift` places on."""
     names = pick(rng, lexicon.CALENDARS)
     place = int(rng.integers(len(names)))
-    answer = names[(place + shift) % len(names)]
-    wrong = (names[(place - shift) % len(names)], names[place])
-    return Problem(f"{pick(rng, lexicon.PEOPLE)} comes in {names[place]}.", answer, wrong)
+    return Problem(f"{pick(rng, lexicon.PEOPLE)} comes in {names[place]}.", names[(place + shift) % len(names)])
 
 
 def number_step(rng: np.random.Generator, shift: int) -> Problem:
     number = int(rng.integers(2, lexicon.MAX_NUMBER - 1))
-    answer = str(number + shift)
-    content = f"{pick(rng, lexicon.PEOPLE)} counts {number}."
-    return Problem(content, answer, (str(number - shift), str(number)))
+    return Problem(f"{pick(rng, lexicon.PEOPLE)} counts {number}.", str(number + shift))
 
 
 def parity(rng: np.random.Generator) -> Problem:
     number = int(rng.integers(2, lexicon.MAX_NUMBER - 1))
-    answer = ("even", "odd")[number % 2]
-    content = f"{pick(rng, lexicon.PEOPLE)} counts {number}."
-    return Problem(content, answer, others(("even", "odd", "neither"), answer))
+    return Problem(f"{pick(rng, lexicon.PEOPLE)} counts {number}.", ("even", "odd")[number % 2])
 
 
 def category(rng: np.random.Generator) -> Problem:
     answer = pick(rng, tuple(lexicon.CATEGORIES))
-    content = f"{pick(rng, lexicon.COLOURS)} {pick(rng, lexicon.CATEGORIES[answer])}."
-    return Problem(content, answer, others(tuple(lexicon.CATEGORIES), answer))
+    return Problem(f"{pick(rng, lexicon.COLOURS)} {pick(rng, lexicon.CATEGORIES[answer])}.", answer)
 
 
 def odd_number(numbers: list[int]) -> int:
@@ -213,24 +177,6 @@ SKILLS = (
         ("which number is odd?", "find the odd number.", "what is the odd number?", "name the odd number."),
     ),
     Skill(
-        "owner",
-        "who has a thing",
-        lambda rng: story(rng, 0),
-        ("who has it?", "name the owner.", "what is the name of the owner?", "which person has it?"),
-    ),
-    Skill(
-        "colour",
-        "the colour of a thing",
-        lambda rng: story(rng, 1),
-        ("what is the colour?", "name the colour.", "which colour is it?", "what colour has it?"),
-    ),
-    Skill(
-        "place",
-        "where a thing is",
-        lambda rng: story(rng, 3),
-        ("where is it?", "name the place.", "which place is it in?", "what is the place?"),
-    ),
-    Skill(
         "opposite",
         "the opposite of a word",
         opposite,
@@ -241,6 +187,24 @@ SKILLS = (
         "whether a word is good or bad",
         mood,
         ("is it good or bad?", "good or bad?", "what is the mood?", "name the mood."),
+    ),
+    Skill(
+        "sound",
+        "the sound an animal makes",
+        lambda rng: animal_fact(rng, 0),
+        ("what is the sound?", "name the sound.", "which sound has it?", "give the sound."),
+    ),
+    Skill(
+        "young",
+        "what a young animal is called",
+        lambda rng: animal_fact(rng, 1),
+        ("what is the young one?", "name the young one.", "what is its young?", "give the young one."),
+    ),
+    Skill(
+        "home",
+        "where an animal lives",
+        lambda rng: animal_fact(rng, 2),
+        ("what is the home?", "name the home.", "which home has it?", "give the home."),
     ),
     Skill(
         "next_date",
@@ -259,6 +223,12 @@ SKILLS = (
         "one more",
         lambda rng: number_step(rng, 1),
         ("add one.", "what is one more?", "what is after it?", "give the next number."),
+    ),
+    Skill(
+        "previous_number",
+        "one less",
+        lambda rng: number_step(rng, -1),
+        ("take one away.", "what is one less?", "what is before it?", "give the previous number."),
     ),
     Skill(
         "parity",

@@ -30,7 +30,7 @@ def bare_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 
 def grammar_texts(sample_rows: int = 4000) -> list[str]:
     """Texts that together hold every word of the grammar: all tables, all wordings, and rows for the words between."""
-    tables = (lexicon.NOUNS, lexicon.THINGS, lexicon.COLOURS, lexicon.PEOPLE, lexicon.PLACES, lexicon.FILLERS)
+    tables = (lexicon.NOUNS, lexicon.COLOURS, lexicon.PEOPLE, lexicon.FILLERS, *lexicon.ANIMAL_FACTS.values())
     texts = [" ".join(table) for table in tables]
     texts += [" ".join(lexicon.OPPOSITE), " ".join((*lexicon.DAYS, *lexicon.MONTHS, *lexicon.LETTERS))]
     texts += [" ".join(map(str, range(lexicon.MAX_NUMBER + 2)))]

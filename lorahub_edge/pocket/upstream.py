@@ -1,4 +1,4 @@
-"""Training rows: the base's mixture and the 25 upstream tasks, one LoRA module each.
+"""Training rows: the base's mixture and the 27 upstream tasks, one LoRA module each.
 
 An upstream task is a skill answered plainly, or a form over all skills. Its rows say the one thing it teaches in
 filler words most of the time, so the skill (or form) has to sit in the module and cannot be read off the instruction.
@@ -17,8 +17,7 @@ Row = dict[str, str]
 BLUR_IN_BASE = 0.15
 BLUR_IN_TASK = 0.85
 TASK_NAMES = (*(skill.name for skill in skills.SKILLS), *(f"as_{form.name}" for form in formats.FORMATS))
-SLOW_SKILLS = frozenset({"first_word", "last_word", "owner", "colour", "place"})
-SLOW_FORMS = frozenset({"choice", "verdict"})
+SLOW_SKILLS = frozenset({"first_word", "last_word", "count_words", "largest", "smallest"})
 PAIRS = tuple(
     (skill, form)
     for skill in skills.SKILLS
@@ -40,22 +39,20 @@ def wording(rng: np.random.Generator, known: tuple[str, ...], blur: float) -> st
 def make_row(rng: np.random.Generator, skill: Skill, form: Format, blurs: tuple[float, float]) -> Row:
     """One row; `blurs` are the chances of a filler phrase in place of the skill's and the form's wording."""
     problem = skill.make(rng)
-    extra, target = form.apply(problem, rng)
-    parts = (wording(rng, skill.wordings, blurs[0]), problem.content + extra, wording(rng, form.wordings, blurs[1]))
-    return {"input": " ".join(part for part in parts if part), "target": target}
+    parts = (wording(rng, skill.wordings, blurs[0]), problem.content, wording(rng, form.wordings, blurs[1]))
+    return {"input": " ".join(part for part in parts if part), "target": form.apply(problem.answer)}
 
 
-def base_share(pair: tuple[Skill, Format]) -> int:
-    """How often a pair stands in the base's mixture: what is learnt late (measured) stands there more often."""
-    skill, form = pair
-    return (2 if skill.name in SLOW_SKILLS else 1) * (2 if form.name in SLOW_FORMS else 1)
+def base_share(skill: Skill) -> int:
+    """How often a skill stands in the base's mixture: what is learnt late (measured) stands there more often."""
+    return 2 if skill.name in SLOW_SKILLS else 1
 
 
 def base_rows(seed: int) -> Iterator[Row]:
-    """The base's endless mixture: half plain answers, half the six forms, never a kept-back pair."""
+    """The base's endless mixture: two in five plain answers, the rest in the seven forms, never a kept-back pair."""
     rng = np.random.default_rng(seed)
-    plain = [pair for pair in PAIRS if pair[1] is formats.PLAIN for _ in range(base_share(pair))]
-    formed = [pair for pair in PAIRS if pair[1] is not formats.PLAIN for _ in range(base_share(pair))]
+    plain = [pair for pair in PAIRS if pair[1] is formats.PLAIN for _ in range(base_share(pair[0]))]
+    formed = [pair for pair in PAIRS if pair[1] is not formats.PLAIN for _ in range(base_share(pair[0]))]
     while True:
         skill, form = pick(rng, formed if rng.random() < 0.6 else plain)
         yield make_row(rng, skill, form, (BLUR_IN_BASE, BLUR_IN_BASE))

@@ -143,8 +143,8 @@ def test_layout_is_that_of_bitsandbytes(seed: int) -> None:
     """Same absmax, and codes that differ at most at ties.
 
     bitsandbytes quantises float16; our input is rounded to float16 first, so that the absmax is the same number. It
-    then multiplies by 127/absmax in float16, two roundings of half a unit in the last place of a number up to 127, which
-    carries a value over a tie where it is within 127 * 2 * ROUNDOFF_FLOAT16 of one.
+    then multiplies by 127/absmax in float16, two roundings of half a unit in the last place of a number up to 127,
+    which carries a value over a tie where it is within 127 * 2 * ROUNDOFF_FLOAT16 of one.
     """
     functional = pytest.importorskip("bitsandbytes").functional
     rng = np.random.default_rng(seed)
