@@ -18,7 +18,8 @@ from transformers import (
     T5Config,
 )
 
-WORDS = "<pad> </s> <unk> <s> is a the not red blue green dog cat fish yes no one two three four five . ?".split()
+SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
+WORDS = [*SPECIAL, *"is a the not red blue green dog cat fish yes no one two three four five . ?".split(" ")]  # noqa: SIM905
 TARGETS = {"t5": ["q", "v"], "llama": ["q_proj", "v_proj"], "gemma2": ["q_proj", "v_proj"], "gemma3": ["q_proj"]}
 ROWS = [
     ("is red a dog ?", "no"),
@@ -46,7 +47,7 @@ def save_tokenizer(folder: Path, *, is_seq2seq: bool) -> None:
 
 
 def make_model(kind: str, *, tied: bool = False, seed: int = 0) -> Any:
-    """A float32 model of the kind "t5", "llama", "gemma2" or "gemma3", its weights wide enough to give clear answers."""
+    """A float32 model of the kind "t5", "llama", "gemma2" or "gemma3"; weights wide enough for clear answers."""
     torch.manual_seed(seed)
     configs = {
         "t5": lambda: T5Config(
@@ -85,7 +86,8 @@ def save_model(model: Any, folder: Path, kind: str, *, tied: bool = False) -> Pa
         config["tie_word_embeddings"] = tied
         config.pop("scale_decoder_outputs", None)
         (folder / "config.json").write_text(json.dumps(config))
-    GenerationConfig(decoder_start_token_id=0 if kind == "t5" else None).save_pretrained(folder)
+    start = 0 if kind == "t5" else None
+    GenerationConfig(eos_token_id=1, pad_token_id=0, decoder_start_token_id=start).save_pretrained(folder)
     save_tokenizer(folder, is_seq2seq=kind == "t5")
     return folder
 

@@ -37,8 +37,7 @@ void compose_factors(const py::object& stack, const py::object& coefficients, co
 }  // namespace
 
 void register_compose_factors(py::module_& module) {
-  module.def(kOp, &compose_factors, py::arg("stack"), py::arg("coefficients"), py::arg("out"),
-             py::arg("n_threads").noconvert(),
+  module.def(kOp, &compose_factors, py::arg("stack"), py::arg("coefficients"), py::arg("out"), py::arg("n_threads"),
              "Write the modules' weighted sums into `out`; see lorahub_edge.kernels.ops.compose_factors.");
 }
 

@@ -1,8 +1,8 @@
 """Adapt: the main job. From a base, modules and a handful of examples to one composed module and its controls."""
 
-from lorahub_edge.adaptation.adapt import adapt
 from lorahub_edge.adaptation.adapted import AdaptedModel, Score, load_adapted
 from lorahub_edge.adaptation.controls import Row
+from lorahub_edge.adaptation.entry import adapt
 from lorahub_edge.adaptation.job import InputsWereCut
 from lorahub_edge.adaptation.objective import FORMS, Objective, Value
 from lorahub_edge.adaptation.population import PopulationForward, SidePath

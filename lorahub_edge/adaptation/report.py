@@ -49,7 +49,8 @@ def report_html(report: Mapping[str, Any], losses: Sequence[tuple[float, float]]
 {_table(report)}
 <h2>Loss during the search</h2>
 <figure>{_curve(losses)}<figcaption>Each point is one candidate's loss on the examples (cross-entropy per
-answer token); the line is the loss of the best candidate so far, best by the objective {_text(search["formula"])}.</figcaption></figure>
+answer token); the line is the loss of the best candidate so far, best by the objective
+{_text(search["formula"])}.</figcaption></figure>
 <h2>Coefficients</h2>
 <figure>{_bars(report["coefficients"])}<figcaption>One per module, in the order given, within a box of
 &plusmn;{search["bound"]:g}. All signs flipped at once give the same model.</figcaption></figure>

@@ -9,6 +9,7 @@ report.json/.html   the controls' table, the loss curve, the coefficients
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -124,13 +125,14 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what was written so far; an earlier run under the final name stays."""
-        self._close()
+        with contextlib.suppress(OSError):  # closing may fail on the very disk that was full
+            self._close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def _close(self) -> None:
         if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+            journal, self._journal = self._journal, None
+            journal.close()
 
     def _failure(self, error: OSError) -> LorahubEdgeError:
         return LorahubEdgeError(f"output folder {self.folder}: cannot be written ({error.strerror or error})")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,12 +89,12 @@ class GgufCheckpoint(Checkpoint):
 
         super().__init__([path])
         try:
-            reader = GGUFReader(path)  # type: ignore[no-untyped-call]
+            reader = GGUFReader(path)
         except (ValueError, OSError, IndexError) as error:
             raise UnsupportedFormat(f"{path}: not a whole GGUF file ({error})") from error
         config = model.config.to_dict()  # type: ignore[operator,union-attr]
         processor_class = gguf_utils.TENSOR_PROCESSORS.get(config["model_type"], gguf_utils.TensorProcessor)
-        self._processor = processor_class(config=config)
+        self._processor: Any = processor_class(config=config)  # type: ignore[no-untyped-call]
         new_name = gguf_utils.get_gguf_hf_weights_map(model, self._processor)
         self._tensors = {new_name[t.name]: t for t in reader.tensors if t.name in new_name}
 
@@ -115,10 +116,7 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         UnsupportedFormat: the file is broken or holds anything else (for instance a malicious pickle).
     """
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format from before torch 1.6 cannot be memory-mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load_tensors_only(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedFormat(
@@ -128,6 +126,16 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise UnsupportedFormat(f"{path}: expected a dictionary of tensors, received {type(content).__name__}")
     return content
+
+
+def _load_tensors_only(path: Path) -> Any:
+    with warnings.catch_warnings():
+        # torch warns of unusual pickles before it refuses them
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format from before torch 1.6 cannot be memory-mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def gguf_file(folder: Path) -> Path | None:

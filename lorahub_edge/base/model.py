@@ -240,8 +240,8 @@ class _Filler:
 
 def head_is_tied(model: nn.Module, family: Family) -> bool:
     """Whether the output layer and the embedding are one tensor."""
-    head, embedding = model.get_submodule(family.head), model.get_submodule(family.embedding)
-    return bool(head.weight.data_ptr() == embedding.weight.data_ptr())
+    head, embedding = (getattr(model.get_submodule(path), "weight") for path in (family.head, family.embedding))  # noqa: B009
+    return bool(head.data_ptr() == embedding.data_ptr())
 
 
 def _stop_scaling_an_untied_head(model: PreTrainedModel, family: Family) -> None:

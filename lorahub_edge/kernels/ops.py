@@ -31,6 +31,9 @@ _STACK_DTYPES = (torch.float32, torch.bfloat16)
 _FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _KERNEL_CHOICES = ("", "native", "reference")
 
+# Values quantised at a time: temporaries the size of a weight would leave holes in the heap, several times the base.
+_BLOCK_VALUES = 1 << 18
+
 
 # -- Which kernels run ------------------------------------------------------------------------------------------------
 
@@ -213,18 +216,27 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Source: the layout of bitsandbytes' int8 rows, which stores absmax = 127 * row_scale. Its own quantiser multiplies
     by 127/absmax, two roundings where one is made here, so a code at a tie may differ by 1.
 
-    Cost: one float32 copy of the weight.
+    Cost: a few MB of temporaries, whatever the size of the weight.
     """
     if weight.dtype not in _FLOAT_DTYPES:
         raise TypeError(f"quantize_rows: expected a float weight, received {_name(weight.dtype)}")
     _expect(weight.ndim == 2, "quantize_rows", "weight of shape (out_features, in_features)", tuple(weight.shape))
-    values = weight.detach().float()
-    absmax = _row_absmax(values)
-    is_finite = torch.isfinite(absmax)
-    if not bool(is_finite.all()):
-        row = int(torch.nonzero(~is_finite)[0])
-        raise ValueError(f"quantize_rows: expected finite values, received {float(absmax[row])} in row {row}")
-    return _codes_and_scale(values, absmax)
+    weight = weight.detach()
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    row_scale = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    rows_at_a_time = max(1, _BLOCK_VALUES // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], rows_at_a_time):
+        block = slice(start, start + rows_at_a_time)
+        values = weight[block].float()
+        absmax = _row_absmax(values)
+        is_finite = torch.isfinite(absmax)
+        if not bool(is_finite.all()):
+            row = int(torch.nonzero(~is_finite)[0])
+            raise ValueError(
+                f"quantize_rows: expected finite values, received {float(absmax[row])} in row {start + row}"
+            )
+        codes[block], row_scale[block] = _codes_and_scale(values, absmax)
+    return codes, row_scale
 
 
 def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,10 +255,8 @@ def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _codes_and_scale(values: torch.Tensor, absmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     row_scale = absmax / reference.MAX_CODE
-    is_zero = row_scale == 0
-    row_scale = row_scale.masked_fill(is_zero, 1.0)
+    row_scale = row_scale.masked_fill(row_scale == 0, 1.0)
     steps = torch.div(values, row_scale[:, None])
-    steps.masked_fill_(is_zero[:, None], 0.0)
     return steps.round_().clamp_(-reference.MAX_CODE, reference.MAX_CODE).to(torch.int8), row_scale
 
 

@@ -54,10 +54,8 @@ def quantize_rows(weight: Float32) -> tuple[NDArray[np.int8], Float32]:
     """
     absmax = np.abs(weight).max(axis=1, initial=0)
     row_scale = absmax / np.float32(MAX_CODE)
-    is_zero = row_scale == 0
-    row_scale[is_zero] = 1
-    steps = np.where(is_zero[:, None], np.float32(0), weight / row_scale[:, None])
-    return np.clip(np.rint(steps), -MAX_CODE, MAX_CODE).astype(np.int8), row_scale
+    row_scale[row_scale == 0] = 1
+    return np.clip(np.rint(weight / row_scale[:, None]), -MAX_CODE, MAX_CODE).astype(np.int8), row_scale
 
 
 def dequantize_rows(codes: NDArray[np.int8], row_scale: Float32) -> Float32:

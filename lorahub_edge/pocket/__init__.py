@@ -1,4 +1,4 @@
-"""The embedded default: a small T5, its tokenizer, LoRA modules and tasks, all made by `python -m lorahub_edge.pocket.make`.
+"""The embedded default: a small T5, its tokenizer, modules and tasks, made by `python -m lorahub_edge.pocket.make`.
 
 This file only says where the data lie; it needs neither torch nor the generators. How they were made: data/README.md.
 """

@@ -7,7 +7,7 @@ faster than AdamW alone. Everything follows from one seed (torch, one thread).
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,9 +63,8 @@ def new_model(vocabulary_size: int, settings: BaseSettings) -> T5ForConditionalG
         relative_attention_max_distance=64,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        decoder_start_token_id=0,
-        tie_word_embeddings=False,
     )
+    config.decoder_start_token_id = 0
     model = T5ForConditionalGeneration(config)
     model.lm_head.weight = nn.Parameter(torch.randn_like(model.shared.weight) * settings.width**-0.5)
     model.config.scale_decoder_outputs = False
@@ -79,10 +78,11 @@ def set_starting_heads(model: T5ForConditionalGeneration) -> None:
     From T5's own start the model did not learn which word comes first within 1200 steps; from here it takes 700.
     """
     with torch.no_grad():
-        encoder_bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        encoder_bias[ONE_BACK_BUCKET, 0] = STARTING_BIAS
-        encoder_bias[ONE_ON_BUCKET, -1] = STARTING_BIAS
-        model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight[ONE_BACK_BUCKET, 0] = STARTING_BIAS
+        for stack in ("encoder", "decoder"):
+            bias = model.get_parameter(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+            bias[ONE_BACK_BUCKET, 0] = STARTING_BIAS
+            if stack == "encoder":
+                bias[ONE_ON_BUCKET, -1] = STARTING_BIAS
 
 
 def to_batch(tokenizer: Tokenizer, rows: list[Row]) -> dict[str, Tensor]:
@@ -131,15 +131,15 @@ def learning_rate_share(step: int, steps: int) -> float:
 def train_base(tokenizer: Tokenizer, settings: BaseSettings) -> T5ForConditionalGeneration:
     """Train from nothing; returns the model in float32, in eval mode."""
     torch.set_num_threads(1)
-    model = new_model(tokenizer.get_vocab_size(), settings).train()
+    model = new_model(tokenizer.get_vocab_size(), settings)
+    model.train()
     optimizers = make_optimizers(model, settings.learning_rate)
     total, start = 0.0, time.perf_counter()
     for step, batch in enumerate(islice(batches(tokenizer, settings), settings.steps)):
+        rate = settings.learning_rate * learning_rate_share(step, settings.steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = (
-                    group.get("share", 1.0) * settings.learning_rate * learning_rate_share(step, settings.steps)
-                )
+                group["lr"] = group.get("share", 1.0) * rate
             optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(**batch).loss
@@ -151,7 +151,8 @@ def train_base(tokenizer: Tokenizer, settings: BaseSettings) -> T5ForConditional
         if (step + 1) % LOG_EVERY_STEPS == 0:
             log.info("base: step %d, loss %.4f, %.0f s", step + 1, total / LOG_EVERY_STEPS, time.perf_counter() - start)
             total = 0.0
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 def save_base(model: T5ForConditionalGeneration, folder: Path) -> None:
@@ -171,5 +172,5 @@ def save_base(model: T5ForConditionalGeneration, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_json(path: Path, value: dict[str, object]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

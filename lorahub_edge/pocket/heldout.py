@@ -1,8 +1,8 @@
 """The tasks that are kept back: pairs of a skill and a form that no training row ever has, under unseen wording.
 
 8 pairs make the held-out tasks. 8 more make the development tasks, on which everything was tuned; they have no files.
-A task has one wording, as a BIG-bench task has; most wordings are made of filler words (lexicon.FILLERS) alone, so they
-do not say what is asked, and two keep a telling word.
+A task has one wording, as a BIG-bench task has. All are unseen; most are made of filler words (lexicon.FILLERS) alone and
+do not say what is asked, some keep a telling word for the skill or for the form.
 """
 
 from dataclasses import dataclass
@@ -33,21 +33,21 @@ class HeldoutTask:
 
 
 HELDOUT = (
-    HeldoutTask("first_word", "twice", "report the opening entry.", "echo this item."),
-    HeldoutTask("find_animal", "sentence", "spot the creature.", "speak with style."),
+    HeldoutTask("first_word", "twice", "report the opening entry.", "echo this two times."),
+    HeldoutTask("find_animal", "sentence", "spot the animal.", "speak with style."),
     HeldoutTask("sound", "braces", "utter its tone.", "wrap out the record."),
     HeldoutTask("young", "question", "fetch the tiny kin.", "confirm by shape."),
-    HeldoutTask("opposite", "thanks", "flip this word.", "kindly mark your manner."),
-    HeldoutTask("previous_date", "initial", "locate the eve.", "print the head sign."),
+    HeldoutTask("opposite", "thanks", "flip this word.", "kindly be polite."),
+    HeldoutTask("previous_date", "initial", "report the previous one.", "print the head sign."),
     HeldoutTask("largest", "labelled", "return the peak number.", "pack this field."),
     HeldoutTask("find_fruit", "plain", "pick some snack.", ""),
 )
 DEVELOPMENT = (
     HeldoutTask("odd_number", "braces", "select this contrary member.", "frame the layout."),
     HeldoutTask("find_tool", "twice", "choose the gadget.", "double each element."),
-    HeldoutTask("home", "sentence", "locate its site.", "utter for your manner."),
+    HeldoutTask("home", "sentence", "locate its home.", "utter for your manner."),
     HeldoutTask("smallest", "question", "fetch the bottom piece.", "speak with shape."),
-    HeldoutTask("mood", "thanks", "judge this feeling.", "simply the front code."),
+    HeldoutTask("mood", "thanks", "judge this feeling.", "simply be polite."),
     HeldoutTask("next_date", "labelled", "one step ahead.", "pack as the code."),
     HeldoutTask("last_word", "initial", "judge the rear element.", "simply the front mark."),
     HeldoutTask("count_words", "plain", "tally these.", ""),

@@ -33,7 +33,7 @@ MOOD_PAIRS = (
     ("pretty", "ugly"),
     ("generous", "greedy"),
 )
-OPPOSITE = {a: b for a, b in MOOD_PAIRS} | {b: a for a, b in MOOD_PAIRS}
+OPPOSITE = dict(MOOD_PAIRS) | {b: a for a, b in MOOD_PAIRS}
 MOOD = {a: "good" for a, _ in MOOD_PAIRS} | {b: "bad" for _, b in MOOD_PAIRS}
 
 # animal: (sound, young, home)

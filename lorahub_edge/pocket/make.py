@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ MODULE_SEED = 42
 
 
 def make_tasks(out: Path, seed: int) -> None:
-    """Write both files of each held-out task; the test rows are drawn together with the examples and differ from them."""
+    """Write both files of each held-out task; they are drawn together, so no test row is among the examples."""
     folder = out / "heldout"
     folder.mkdir(parents=True, exist_ok=True)
     for task in heldout.HELDOUT:
@@ -63,30 +64,33 @@ def make_modules(out: Path, settings: TrainSettings, n_rows: int, seed: int) -> 
             continue
         start = time.perf_counter()
         rows = [Example(**row) for row in upstream.upstream_rows(name, n_rows, seed)]
+        losses: list[float] = []
         with tempfile.TemporaryDirectory() as scratch:
-            losses: list[float] = []
-            train_module(
-                base, rows, Path(scratch) / name, settings=settings, on_step=lambda *step: losses.append(step[2])
-            )
-            keep_module(Path(scratch) / name, target)
+            trained = Path(scratch) / name
+            train_module(base, rows, trained, settings=settings, on_step=partial(note_loss, losses))
+            keep_module(trained, target)
         log.info("module %s: loss %.3f to %.3f, %.0f s", name, losses[0], losses[-1], time.perf_counter() - start)
+
+
+def note_loss(losses: list[float], step: int, total: int, loss: float) -> None:
+    losses.append(loss)
 
 
 def keep_module(trained: Path, target: Path) -> None:
     """Write a trained module in float16, without what is only true of the machine that trained it."""
     module = read_module(trained)
     half = {t: LoraFactors(f.A.to(torch.float16), f.B.to(torch.float16), f.scaling) for t, f in module.factors.items()}
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    unfinished = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     write_module(
         replace(module, factors=half),
-        partial,
+        unfinished,
         base_name="lorahub_edge/pocket",
         task_type="SEQ_2_SEQ_LM",
         targets=sorted({t.rpartition(".")[2] for t in half}),
     )
-    partial.rename(target)
+    unfinished.rename(target)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -45,7 +45,7 @@ def sample(rng: np.random.Generator, values: Sequence[T], count: int) -> list[T]
 
 
 def word_list(rng: np.random.Generator) -> tuple[list[str], dict[str, str]]:
-    """3 to 5 words: one animal, one fruit, one tool, and sometimes clothing. Also says which word is of which category."""
+    """3 to 5 words: one animal, one fruit, one tool, and sometimes clothing; and category -> its word."""
     by_category = {name: pick(rng, words) for name, words in lexicon.CATEGORIES.items()}
     words = [by_category["animal"], by_category["fruit"], by_category["tool"]]
     words += sample(rng, lexicon.CLOTHES, int(rng.integers(3)))

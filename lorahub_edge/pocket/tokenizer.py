@@ -16,16 +16,12 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 MARKS = "[.,:?]"
 
 
-def bare_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
-    """The rules, over a given vocabulary."""
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+def reading_rules() -> tuple[normalizers.Sequence, pre_tokenizers.Sequence]:
+    """How text is cut into words: (normalizer, pre-tokenizer)."""
     # Runs of spaces count as one and ends are cut, so that text typed by hand is read like generated text.
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(Regex(MARKS), behavior="isolated")]
-    )
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    return tokenizer
+    normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
+    split_marks = pre_tokenizers.Split(Regex(MARKS), behavior="isolated")
+    return normalizer, pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), split_marks])
 
 
 def grammar_texts(sample_rows: int = 4000) -> list[str]:
@@ -44,13 +40,14 @@ def grammar_texts(sample_rows: int = 4000) -> list[str]:
 
 def make_tokenizer() -> Tokenizer:
     """The tokenizer with its vocabulary: pad 0, end 1, unknown 2, then the grammar's words in sorted order."""
-    rules = bare_tokenizer({UNKNOWN: 0})
+    normalizer, pre_tokenizer = reading_rules()
     words: set[str] = set()
     for text in grammar_texts():
-        assert rules.normalizer is not None and rules.pre_tokenizer is not None
-        normal = rules.normalizer.normalize_str(text)
-        words.update(piece for piece, _ in rules.pre_tokenizer.pre_tokenize_str(normal))
-    tokenizer = bare_tokenizer({word: i for i, word in enumerate([PAD, END, UNKNOWN, *sorted(words)])})
+        words.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+    vocabulary = {word: i for i, word in enumerate([PAD, END, UNKNOWN, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, 1)]
     )

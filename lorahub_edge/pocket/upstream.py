@@ -16,6 +16,7 @@ from lorahub_edge.pocket.skills import Skill, pick
 Row = dict[str, str]
 BLUR_IN_BASE = 0.15
 BLUR_IN_TASK = 0.85
+PLAIN_IN_TASK = 0.3
 TASK_NAMES = (*(skill.name for skill in skills.SKILLS), *(f"as_{form.name}" for form in formats.FORMATS))
 SLOW_SKILLS = frozenset({"first_word", "last_word", "count_words", "largest", "smallest"})
 PAIRS = tuple(
@@ -62,8 +63,10 @@ def task_rows(name: str, seed: int) -> Iterator[Row]:
     """The endless rows of one upstream task."""
     rng = np.random.default_rng([seed, *name.encode()])
     if name in skills.BY_NAME:
+        forms = [form for skill, form in PAIRS if skill.name == name]
         while True:
-            yield make_row(rng, skills.BY_NAME[name], formats.PLAIN, (BLUR_IN_TASK, 0.0))
+            form = formats.PLAIN if rng.random() < PLAIN_IN_TASK else pick(rng, forms)
+            yield make_row(rng, skills.BY_NAME[name], form, (BLUR_IN_TASK, 0.0))
     form_name = name.removeprefix("as_")
     pairs = [pair for pair in PAIRS if pair[1].name == form_name]
     while True:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,10 +26,19 @@ CMA_STD_SHARE = 0.2
 @functools.cache
 def _nevergrad() -> Any:
     """nevergrad, imported when a search begins: it takes seconds and 150 MB, and answering needs neither."""
-    with warnings.catch_warnings():
-        # cma, which nevergrad builds on, warns that it could plot if matplotlib were there
-        warnings.filterwarnings("ignore", message="Could not import matplotlib")
+    with _expected_warnings():
         return importlib.import_module("nevergrad")
+
+
+@contextlib.contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """Keep quiet what nevergrad's dependencies say of every run."""
+    with warnings.catch_warnings():
+        # cma could plot if matplotlib were there
+        warnings.filterwarnings("ignore", message="Could not import matplotlib")
+        # SciPy's COBYLA corrects the end radius that nevergrad gives it, and a budget too small for its simplex
+        warnings.filterwarnings("ignore", message="COBYLA: Invalid (RHOEND|MAXFUN)")
+        yield
 
 
 class Searcher(Protocol):
@@ -86,13 +97,12 @@ class NevergradSearcher:
         return str(inner.name)
 
     def ask(self, at_most: int) -> Candidates:
-        self._asked = [self._optimizer.ask() for _ in range(min(self._population_size, at_most))]
+        with _expected_warnings():
+            self._asked = [self._optimizer.ask() for _ in range(min(self._population_size, at_most))]
         return np.array([candidate.value for candidate in self._asked], dtype=np.float64)
 
     def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
-        with warnings.catch_warnings():
-            # SciPy's COBYLA corrects nevergrad's end radius and says so
-            warnings.filterwarnings("ignore", message="COBYLA: Invalid RHOEND")
+        with _expected_warnings():
             for candidate, objective in zip(self._asked, objectives, strict=True):
                 self._optimizer.tell(candidate, float(objective))
 
@@ -137,9 +147,14 @@ def cma_searcher(start: npt.NDArray[np.float64], *, bound: float, budget: int, s
     """CMA-ES through nevergrad with explicit scale and population size.
 
     The population is the standard 4 + floor(3 ln n); the covariance is kept diagonal, since a budget of tens of
-    evaluations cannot teach n * (n + 1) / 2 numbers. Source: Hansen, arXiv:1604.00772, table 1; Ros and Hansen 2008.
+    evaluations cannot teach n * (n + 1) / 2 numbers. One dimension gets the (1+1) evolution strategy instead.
+
+    Source: Hansen, arXiv:1604.00772, table 1; Ros and Hansen 2008 for the diagonal.
     """
     n = len(start)
+    if n == 1:  # nothing to adapt a covariance to; nevergrad's own choice for CMA in one dimension is another package
+        one_plus_one = _nevergrad().optimizers.registry["OnePlusOne"]
+        return NevergradSearcher("cma-es", one_plus_one, start=start, bound=bound, budget=budget, seed=seed)
     population_size = 4 + math.floor(3 * math.log(n))
     # nevergrad's step on a bounded box: half width / 3 times 0.3, or times 0.15 from 18 dimensions on
     unit_std_share = 0.3 / 3 if n < 18 else 0.15 / 3

@@ -31,7 +31,9 @@ def reference(folder: Path, is_seq2seq: bool):
 def test_fp32_logits_equal_transformers(bases, kind):
     is_seq2seq = kind.startswith("t5")
     expected = logits(reference(bases[kind], is_seq2seq), is_seq2seq)
-    torch.testing.assert_close(logits(load_base(str(bases[kind]), precision="fp32", device="cpu").model, is_seq2seq), expected)
+    torch.testing.assert_close(
+        logits(load_base(str(bases[kind]), precision="fp32", device="cpu").model, is_seq2seq), expected
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,7 +198,7 @@ def test_save_base_does_not_touch_an_existing_folder(bases, tmp_path):
 
 
 def test_loading_never_holds_the_float_model(tmp_path):
-    """Peak of a fresh process stays under the float size of the weights: quantised one by one, straight from the file."""
+    """Peak of a fresh process: the finished int8 base and one float tensor, straight from the file."""
     import subprocess
     import sys
 
@@ -223,6 +225,5 @@ def test_loading_never_holds_the_float_model(tmp_path):
     before, peak, _, weight_bytes = map(int, result.stdout.split())
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == 12
     assert weight_bytes < 0.3 * float_bytes
-    # the finished base, one float tensor mapped from the file, its float temporaries, and slack for code being loaded
-    largest = 8192 * 1024 * 4
-    assert peak - before < weight_bytes + 4 * largest + 60e6 < float_bytes
+    largest_tensor = 8192 * 1024 * 4
+    assert peak - before < weight_bytes + largest_tensor + 60e6  # slack: code loaded on the way, holes in the heap

@@ -81,12 +81,12 @@ def test_hand_worked_integers() -> None:
     assert row_scale[3].item() == float(np.float32(largest) / np.float32(127))
 
 
-def test_scale_that_underflows_gives_a_row_of_zeros() -> None:
-    """63 of the smallest float32 over 127 rounds to 0; at 64 the scale is the smallest float32."""
+def test_scales_at_the_smallest_float32() -> None:
+    """63/127 of it rounds to 0: a row of zeros. 64/127 and 190/127 round to 1; 190 such steps must not wrap."""
     smallest = tolerances.TINY_FLOAT32
-    codes, row_scale = ops.quantize_rows(torch.tensor([[63 * smallest, 0.0], [64 * smallest, -smallest]]))
-    assert codes.tolist() == [[0, 0], [64, -1]]
-    assert row_scale.tolist() == [1.0, smallest]
+    codes, row_scale = ops.quantize_rows(torch.tensor([[63.0, 0.0], [64.0, -1.0], [190.0, -190.0]]) * smallest)
+    assert codes.tolist() == [[0, 0], [64, -1], [127, -127]]
+    assert row_scale.tolist() == [1.0, smallest, smallest]
 
 
 def test_quantising_values_again_changes_nothing() -> None:

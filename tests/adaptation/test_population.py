@@ -1,0 +1,106 @@
+"""Many candidates in one forward give what transformers and PEFT give one by one, for every family."""
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from lorahub_edge.adaptation import AdaptedModel, PopulationForward, SidePath
+from lorahub_edge.base import load_base
+from lorahub_edge.modules import ModuleStack, load_modules
+from lorahub_edge.tasks import Example, PromptFormat
+from tests import tiny
+
+KINDS = ["t5", "llama", "gemma2", "gemma3"]
+EXAMPLES = [Example(*row) for row in tiny.ROWS]
+RNG = np.random.default_rng(0)
+COEFFICIENTS = torch.from_numpy(np.concatenate([np.zeros((1, 4)), np.eye(4), RNG.uniform(-1.5, 1.5, (7, 4))]))
+
+
+def load(kind, bases, module_folders, precision="fp32"):
+    base = load_base(str(bases[kind]), precision=precision, device="cpu")
+    return base, ModuleStack.build(load_modules(module_folders[kind]), base), PromptFormat.for_base(base)
+
+
+def losses(base, stack, prompt, coefficients=COEFFICIENTS, **options):
+    with PopulationForward(base, stack, prompt.encode_all(EXAMPLES), **options).ready() as forward:
+        return forward.negative_log_likelihoods(coefficients)
+
+
+def peft_model(kind, base_folder, folder):
+    auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    model = auto.from_pretrained(base_folder)
+    return PeftModel.from_pretrained(model, folder).eval() if folder else model.eval()
+
+
+def transformers_nll(model, prompt, example, is_seq2seq):
+    """Sum over the answer's tokens, computed by the model's own loss on one example."""
+    encoded = prompt.encode(example)
+    n = len(encoded.target_ids)
+    if is_seq2seq:
+        inputs = {"input_ids": torch.tensor([encoded.input_ids]), "labels": torch.tensor([encoded.target_ids])}
+    else:
+        ids = torch.tensor([encoded.input_ids + encoded.target_ids])
+        inputs = {"input_ids": ids, "labels": torch.where(torch.arange(ids.shape[1]) < ids.shape[1] - n, -100, ids)}
+    with torch.inference_mode():
+        return model(**inputs).loss.item() * n
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_and_single_modules_equal_transformers_and_peft(kind, bases, module_folders):
+    base, stack, prompt = load(kind, bases, module_folders)
+    ours = losses(base, stack, prompt, COEFFICIENTS[:5])
+    for row, folder in enumerate([None, *(module_folders[kind] / f"m{k}" for k in range(4))]):
+        model = peft_model(kind, bases[kind], folder)
+        expected = [transformers_nll(model, prompt, e, kind == "t5") for e in EXAMPLES]
+        # every sum is below 30; float32 rounding through two layers stays under 1e-5 of it
+        np.testing.assert_allclose(ours[row], expected, rtol=1e-5, atol=1e-4)
+    assert ours.std(dim=0).min() > 0.01, "the candidates must differ, or nothing is compared"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_result_does_not_depend_on_how_candidates_are_grouped(kind, precision, bases, module_folders):
+    base, stack, prompt = load(kind, bases, module_folders, precision)
+    together = losses(base, stack, prompt)
+    for tokens_per_call in (1, 40):
+        np.testing.assert_allclose(
+            losses(base, stack, prompt, tokens_per_call=tokens_per_call), together, rtol=2e-4, atol=2e-4
+        )
+    one_by_one = torch.cat([losses(base, stack, prompt, c[None]) for c in COEFFICIENTS])
+    np.testing.assert_allclose(one_by_one, together, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_zero_coefficients_are_the_base_bit_for_bit_and_the_base_stays_untouched(kind, bases, module_folders):
+    base, stack, prompt = load(kind, bases, module_folders, "int8")
+    before = {n: b.clone() for n, b in base.model.named_buffers()}
+    ids = torch.tensor([prompt.encode(EXAMPLES[0]).input_ids])
+    inputs = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0]])} if kind == "t5" else {"input_ids": ids}
+    with torch.inference_mode():
+        expected = base.model(**inputs).logits
+        path = SidePath(base, stack)
+        with path.installed():
+            with path.active(stack.compose(torch.zeros(1, 4))):
+                assert torch.equal(base.model(**inputs).logits, expected)
+            with path.active(stack.compose(torch.ones(1, 4))):
+                assert not torch.equal(base.model(**inputs).logits, expected)
+        assert torch.equal(base.model(**inputs).logits, expected)
+    assert all(torch.equal(b, before[n]) for n, b in base.model.named_buffers())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_answers_equal_those_of_peft(kind, bases, module_folders):
+    base, stack, prompt = load(kind, bases, module_folders)
+    model = AdaptedModel(base, stack, torch.tensor([0.0, 0, 1, 0]), prompt, max_new_tokens=6)
+    peft = peft_model(kind, bases[kind], module_folders[kind] / "m2")
+    expected = []
+    for example in EXAMPLES:
+        ids = torch.tensor([prompt.encode_input(example.input)[0]])
+        output = peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        answer = output[0] if kind == "t5" else output[0, ids.shape[1] :]
+        expected.append(base.tokenizer.decode(answer, skip_special_tokens=True).strip())
+    for batch_size in (1, 4):
+        assert model.predict([e.input for e in EXAMPLES], batch_size=batch_size) == expected
+    assert len(set(expected)) > 1

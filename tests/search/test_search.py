@@ -1,0 +1,134 @@
+"""Searchers stay in the box and the budget, repeat themselves from a seed, and find known minima."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorahub_edge.errors import InvalidInput, LorahubEdgeError
+from lorahub_edge.search import make_searcher, run_search
+from lorahub_edge.search.searchers import CMA_STD_SHARE, cma_searcher
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nevergrad.*")
+OPTIMIZERS = ["screen-cma", "cma-es", "NGOpt", "Cobyla", "OnePlusOne", "RandomSearch"]
+
+
+@dataclass(frozen=True)
+class Number:
+    objective: float
+
+
+def function(minimum, tilt=1.0):
+    """A valley around `minimum`, `tilt` times steeper across than along, turned out of the axes."""
+
+    def evaluate(candidates):
+        d = candidates - minimum
+        along = d.sum(axis=1) / np.sqrt(d.shape[1])
+        return [Number(float(v)) for v in tilt * (d**2).sum(axis=1) + (1 - tilt) * along**2]
+
+    return evaluate
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@settings(max_examples=8)
+@given(n=st.integers(1, 24), budget=st.integers(1, 45), bound=st.sampled_from([0.2, 1.5]), seed=st.integers(0, 99))
+def test_never_outside_the_box_nor_over_the_budget_and_the_same_from_one_seed(optimizer, n, budget, bound, seed):
+    asked: list[list[np.ndarray]] = []
+    for _ in range(2):
+        seen: list[np.ndarray] = []
+
+        def evaluate(candidates, seen=seen):
+            seen.extend(candidates)
+            return function(np.full(n, 0.1))(candidates)
+
+        result = run_search(evaluate, make_searcher(optimizer, n, bound=bound, budget=budget, seed=seed), budget)
+        assert len(seen) == result.n_evaluations == budget
+        assert np.abs(seen).max() <= bound
+        asked.append(seen)
+    np.testing.assert_array_equal(*asked)
+
+
+@pytest.mark.parametrize("optimizer", ["screen-cma", "cma-es", "Cobyla"])
+@pytest.mark.parametrize("tilt", [1.0, 5.0])
+def test_known_minima_are_reached(optimizer, tilt):
+    minimum = np.array([0.5, -0.8, 0.0, 1.2, -0.3])
+    evaluate = function(minimum, tilt)
+    result = run_search(evaluate, make_searcher(optimizer, 5, bound=1.5, budget=600, seed=1), 600)
+    np.testing.assert_allclose(result.best.coefficients, minimum, atol=0.05)
+
+
+def test_the_released_code_runs_cobyla_and_the_record_says_so():
+    """FACTS of nevergrad: NGOpt on a bounded box with one worker and a small budget is COBYLA, not CMA-ES."""
+    result = run_search(function(np.zeros(20)), make_searcher("NGOpt", 20, bound=1.5, budget=40, seed=1), 40)
+    assert (result.optimizer, result.resolved_optimizer) == ("NGOpt", "Cobyla")
+    result = run_search(function(np.zeros(20)), make_searcher("cma-es", 20, bound=1.5, budget=40, seed=1), 40)
+    assert result.resolved_optimizer.startswith("ParametrizedCMA(")
+
+
+@pytest.mark.parametrize("n", [5, 17, 18, 40])
+def test_the_first_generation_spreads_as_stated(n):
+    """nevergrad halves its step from 18 dimensions on; ours must not."""
+    samples = []
+    for seed in range(60):
+        searcher = cma_searcher(np.zeros(n), bound=1.5, budget=100, seed=seed)
+        samples.append(searcher.ask(100))
+    std = np.concatenate(samples).std()
+    assert std == pytest.approx(CMA_STD_SHARE * 1.5, rel=0.12)
+
+
+def test_screening_looks_at_the_mean_and_at_every_axis_first():
+    searcher = make_searcher("screen-cma", 3, bound=1.5, budget=20, seed=0)
+    first = searcher.ask(20)
+    np.testing.assert_array_equal(first, [[1 / 3] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    searcher.tell(first, np.array([3.0, 2.0, 0.5, 1.0]))
+    np.testing.assert_allclose(searcher.ask(20).mean(axis=0), [0, 1, 0], atol=0.45)  # around the best of them
+
+
+def test_the_best_is_kept_when_interrupted():
+    counter = itertools.count()
+
+    def evaluate(candidates):
+        if next(counter) == 3:
+            raise KeyboardInterrupt
+        return function(np.zeros(4))(candidates)
+
+    result = run_search(evaluate, make_searcher("cma-es", 4, bound=1.5, budget=80, seed=0), 80)
+    assert result.interrupted
+    assert 0 < result.n_evaluations < 80
+
+    def at_once(candidates):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_search(at_once, make_searcher("cma-es", 4, bound=1.5, budget=80, seed=0), 80)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_candidates_without_a_finite_objective_lose(optimizer):
+    def evaluate(candidates):
+        return [Number(float("nan") if c[0] > 0.4 else float((c**2).sum())) for c in candidates]
+
+    result = run_search(evaluate, make_searcher(optimizer, 3, bound=1.5, budget=40, seed=0), 40)
+    assert np.isfinite(result.best.value.objective)
+    with pytest.raises(LorahubEdgeError, match="none of 5 candidates has a finite loss"):
+        run_search(
+            lambda c: [Number(float("nan"))] * len(c), make_searcher(optimizer, 3, bound=1.5, budget=5, seed=0), 5
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "CMA-ESS"}, "'CMA-ESS' is not known; did you mean"),
+        ({"bound": 0.0}, "bound"),
+        ({"bound": float("nan")}, "bound"),
+        ({"budget": 0}, "budget: expected at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused(change, message):
+    settings_ = {"optimizer": "cma-es", "bound": 1.5, "budget": 10, **change}
+    with pytest.raises(InvalidInput, match=message):
+        make_searcher(settings_.pop("optimizer"), 3, seed=0, **settings_)
