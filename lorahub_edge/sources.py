@@ -56,7 +56,7 @@ def resolve(
     if path.exists() or match is None or spec.startswith((".", "/", "~")):
         what = "is a file, not a folder" if path.exists() else "was not found"
         raise InvalidInput(
-            f"{kind} '{spec}' {what}; expected an embedded name ({', '.join(sorted(embedded)) or 'none'}), "
+            f"{kind} '{spec}' {what}; expected an embedded name ({', '.join([*embedded][:3])}, ...), "
             "an existing folder, or a Hub id such as org/name or org/name@revision"
         )
     return _download(spec, match["repo"], match["revision"], choose_files, kind)

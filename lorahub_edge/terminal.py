@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def progress_bar() -> Iterator[OnProgress]:
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=messages, transient=True) as bar:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
         task = bar.add_task("", total=None, note="")
         stage = ""
 
@@ -55,8 +55,14 @@ def progress_bar() -> Iterator[OnProgress]:
 @contextmanager
 def step_bar() -> Iterator[Any]:
     """A bar for training: step, total, loss."""
-    columns = (TextColumn("training"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(compact=True), console=messages, transient=True) as bar:
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("training"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    columns += (TimeRemainingColumn(compact=True),)
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
         task = bar.add_task("", total=None, note="")
 
         def show(step: int, total: int, loss: float) -> None:
@@ -67,7 +73,7 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
-    answers.print(report["headline"], style="bold")
+    answers.print(report["headline"], style="bold", soft_wrap=True, markup=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("loss", justify="right")
@@ -81,7 +87,7 @@ def print_run(report: Mapping[str, Any]) -> None:
     answers.print(table)
     tested = f", exact match in % of {report['n_test']} test rows" if report["n_test"] else ""
     answers.print(f"loss on the {report['n_examples']} examples{tested}", style="dim")
-    answers.print(_largest(report["coefficients"]))
+    answers.print(_largest(report["coefficients"]), soft_wrap=True)
     peak = report["peak_memory"].get("VmHWM_bytes")
     memory = f", peak memory {peak / 1e6:.0f} MB" if peak else ""
     answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")

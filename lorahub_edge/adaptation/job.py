@@ -80,7 +80,8 @@ class Job:
             contenders, single_losses = self._controls(objective)
             with self.stopwatch.stage("search"):
                 result = self._search(objective, "search", self._journal_writer())
-        adapted = self._contender("adapted", result.resolved_optimizer, result, self.stack)
+        detail = f"best of {result.n_evaluations} evaluations"
+        adapted = self._contender("adapted", detail, result, self.stack)
         if null_control and not result.interrupted:
             contenders.append(self._null())
         contenders = self._test([*contenders, adapted])

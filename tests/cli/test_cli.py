@@ -1,0 +1,130 @@
+"""Every command through the parser: what it prints, where, and with which exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lorahub_edge.cli import app
+from tests import tiny
+
+COMMANDS = ["adapt", "evaluate", "predict", "train"]
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Run the command line in an empty folder, 200 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments, **options: CliRunner().invoke(app, [str(a) for a in arguments], **options)
+
+
+@pytest.fixture
+def adapt(call, bases, module_folders, example_file):
+    """`adapt` on a tiny base; further arguments win."""
+
+    def run(*arguments):
+        return call(
+            "adapt", "--base", bases["t5"], "--modules", module_folders["t5"], "--examples", example_file,
+            "--budget", 8, "--n-examples", 4, "--device", "cpu", *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+def test_help_names_every_command_and_every_option_has_help(call):
+    text = call("--help").stdout
+    for command in COMMANDS:
+        assert command in text
+        assert "Example: " in call(command, "--help").stdout
+    commands = typer.main.get_command(app).commands
+    assert sorted(commands) == sorted(COMMANDS)
+    assert [p.name for c in commands.values() for p in c.params if p.name != "help" and not p.help] == []
+    assert call("--version").stdout.startswith("lorahub-edge 0.")
+
+
+def test_adapt_answers_first_then_the_table_then_where_the_files_are(adapt, example_file):
+    result = adapt("--test", example_file, "--out", "run")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("adapted to task in 8 evaluations: loss ")
+    for row in ("zero-shot", "best single module", "uniform mean", "random-LoRA null", "adapted"):
+        assert any(line.startswith(row) for line in lines[1:8])
+    assert lines[-1].startswith("run folder: ")
+    assert Path("run/report.html").exists()
+
+
+def test_json_is_the_only_thing_on_stdout(adapt):
+    result = adapt("--json", "--no-null-control")
+    report = json.loads(result.stdout)
+    assert [r["name"] for r in report["table"]] == ["zero-shot", "best single module", "uniform mean", "adapted"]
+    assert Path(report["folder"]).parent.name == "runs"
+
+
+def test_evaluate_and_predict_open_the_run_again(adapt, call, example_file):
+    assert adapt("--out", "run").exit_code == 0
+    score = json.loads(call("evaluate", "run", "--data", example_file, "--json").stdout)
+    assert score["n"] == len(tiny.ROWS)
+    assert call("evaluate", "run", "--data", example_file).stdout.startswith(
+        f"exact match {score['exact_match']:.1f} %"
+    )
+    questions = "".join(f"{i}\n" for i, _ in tiny.ROWS) + "\n"
+    assert call("predict", "run", "--batch-size", 4, input=questions).stdout.splitlines() == score["answers"]
+    answers = [json.loads(line) for line in call("predict", "run", "--json", input=questions).stdout.splitlines()]
+    assert [a["input"] for a in answers] == [i for i, _ in tiny.ROWS]
+
+
+def test_train_makes_a_module_that_adapt_takes(call, adapt, bases, example_file):
+    result = call(
+        "train", example_file, "--base", bases["t5"], "--out", "hub/skill", "--max-steps", 2, "--device", "cpu"
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "trained module skill" in result.stdout
+    assert adapt("--modules", "hub", "--out", "run").exit_code == 0
+    assert "skill" in json.loads(Path("run/coefficients.json").read_text())
+
+
+def bad_jsonl(text):
+    path = Path("bad.jsonl")
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: ["--examples", "none.jsonl"], "example file none.jsonl was not found"),
+        (lambda: ["--examples", bad_jsonl("")], "bad.jsonl has no examples"),
+        (lambda: ["--examples", bad_jsonl('{"input": "a", "target": "b"}\nno\n')], "bad.jsonl:2: not JSON"),
+        (lambda: ["--examples", bad_jsonl('{"q": "a"}')], "bad.jsonl:1: expected keys input/target"),
+        (lambda: ["--budget", 0], "budget: expected a number of at least 1, received 0"),
+        (lambda: ["--modules", "no-such-folder"], "module 'no-such-folder' was not found"),
+        (lambda: ["--base", "./no-such-base"], "base './no-such-base' was not found"),
+        (lambda: ["--preset", "fast"], "preset 'fast' is not known; expected edge, paper, lorahub-code"),
+        (lambda: ["--precision", "int4"], "precision: expected one of int8, bf16, fp32"),
+        (lambda: ["--out", "."], "is not a run of lorahub-edge"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_1(adapt, arguments, message):
+    Path("mine.txt").write_text("keep")
+    result = adapt("--out", "run", *arguments())
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert Path("mine.txt").read_text() == "keep"
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["adapt", "--no-such-option"], ["adapt", "--budget", "many"], ["nonsense"]])
+def test_wrong_usage_is_exit_code_2(call, arguments):
+    assert call(*arguments).exit_code == 2
+
+
+def test_cut_examples_are_a_warning_on_stderr(adapt):
+    result = adapt("--max-input-tokens", 2)
+    assert result.exit_code == 0
+    assert "warning: 4 of 4 examples are longer than the model takes" in result.stderr
