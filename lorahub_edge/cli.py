@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -274,4 +275,10 @@ def train(
 
 def main() -> None:
     """Entry point of the `lorahub-edge` command."""
+    if not messages.is_terminal:  # a download's bar is for people
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app()
+
+
+if __name__ == "__main__":
+    main()

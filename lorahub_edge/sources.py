@@ -66,16 +66,17 @@ def _download(
     spec: str, repo: str, revision: str | None, choose_files: Callable[[Sequence[str]], list[str]], kind: str
 ) -> Source:
     from huggingface_hub import HfApi, constants, snapshot_download  # slow to import, and most runs need no Hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         if constants.HF_HUB_OFFLINE:
-            folder = snapshot_download(repo, revision=revision)
+            folder = _cached_snapshot(repo, revision)
         else:
             info = HfApi().model_info(repo, revision=revision)
             wanted = choose_files([sibling.rfilename for sibling in info.siblings or []])
-            folder = snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            folder = snapshot_download(repo, revision=revision, allow_patterns=wanted)
+    except (
+        Exception
+    ) as error:  # besides its own errors the client lets through those of its HTTP library, which changes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidInput(
             f"{kind} '{spec}': no such folder here, and the Hub did not deliver it ({reason}); "
@@ -83,6 +84,15 @@ def _download(
         ) from error
     # a snapshot's folder is named after its commit
     return Source(spec, Path(folder), Path(folder).name)
+
+
+def _cached_snapshot(repo: str, revision: str | None) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("adapter_config.json", "config.json"):
+        if isinstance(path := try_to_load_from_cache(repo, name, revision=revision), str):
+            return str(Path(path).parent)
+    raise FileNotFoundError("HF_HUB_OFFLINE is set and it was never downloaded")
 
 
 def sha256_file(path: Path) -> str:
