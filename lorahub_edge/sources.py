@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, first_line
 
 _HUB_ID = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?$")
 _HASH_CHUNK_BYTES = 1 << 22
@@ -77,7 +77,7 @@ def _download(
     except (
         Exception
     ) as error:  # besides its own errors the client lets through those of its HTTP library, which changes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InvalidInput(
             f"{kind} '{spec}': no such folder here, and the Hub did not deliver it ({reason}); "
             "check the name, the revision and the connection, or give a local folder"

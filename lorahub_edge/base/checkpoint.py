@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 
 
 class Checkpoint(ABC):
@@ -118,7 +118,7 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = _load_tensors_only(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UnsupportedFormat(
             f"{path}: refused, since it is not a plain file of tensors ({reason}); "
             "nothing in it was executed; use a safetensors file"

@@ -16,7 +16,7 @@ from lorahub_edge import pocket
 from lorahub_edge.base.checkpoint import Checkpoint, choose_base_files, gguf_file, open_checkpoint
 from lorahub_edge.base.families import Family, family_of
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight, int8_matmul_available
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.sources import Source, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
@@ -121,16 +121,16 @@ def _find(spec: str) -> tuple[Source, str | None]:
 def _load_config(source: Source, gguf: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(source.folder, gguf_file=gguf)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a broken file makes transformers raise whatever it stumbled over
+        reason = first_line(error)
         raise UnsupportedFormat(f"base '{source.spec}': its config cannot be read ({reason})") from error
 
 
 def _load_tokenizer(source: Source, gguf: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source.folder, gguf_file=gguf)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # as above
+        reason = first_line(error)
         raise UnsupportedFormat(f"base '{source.spec}': its tokenizer cannot be read ({reason})") from error
 
 

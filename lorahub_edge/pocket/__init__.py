@@ -8,8 +8,9 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 PARTS = ("examples", "test")
 
-# The task of a run without arguments.
-DEFAULT_TASK = "find_animal_in_sentence"
+# The task of a run without arguments. Of the tasks that pair a skill with a form and name neither in a known word, this
+# is the first by name; its test rows had no part in the choice.
+DEFAULT_TASK = "largest_in_labelled"
 
 
 def base_folder() -> Path:

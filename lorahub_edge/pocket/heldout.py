@@ -1,8 +1,8 @@
 """The tasks that are kept back: pairs of a skill and a form that no training row ever has, under unseen wording.
 
 8 pairs make the held-out tasks. 8 more make the development tasks, on which everything was tuned; they have no files.
-A task has one wording, as a BIG-bench task has. All are unseen; most are made of filler words (lexicon.FILLERS) alone and
-do not say what is asked, some keep a telling word for the skill or for the form.
+A task has one wording, as a BIG-bench task has. All are unseen; most are made of filler words (lexicon.FILLERS) alone
+and do not say what is asked, some keep a telling word for the skill or for the form.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class HeldoutTask:
 
     @property
     def name(self) -> str:
-        """For example "owner_in_braces"; "owner_reworded" where the form is the plain one."""
+        """For example "sound_in_braces"; "find_fruit_reworded" where the form is the plain one."""
         return f"{self.skill}_reworded" if self.form == "plain" else f"{self.skill}_in_{self.form}"
 
     @property

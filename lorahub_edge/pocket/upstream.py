@@ -1,7 +1,8 @@
 """Training rows: the base's mixture and the 27 upstream tasks, one LoRA module each.
 
-An upstream task is a skill answered plainly, or a form over all skills. Its rows say the one thing it teaches in
-filler words most of the time, so the skill (or form) has to sit in the module and cannot be read off the instruction.
+An upstream task is a skill in all forms, or a form over all skills. Its rows say the one thing it teaches in filler
+words most of the time, so the skill (or form) has to sit in the module and cannot be read off the instruction; the
+other thing is said clearly, so the module leaves it alone.
 The base sees every skill and form under clear wording, and a small part under fillers.
 """
 
@@ -16,6 +17,7 @@ from lorahub_edge.pocket.skills import Skill, pick
 Row = dict[str, str]
 BLUR_IN_BASE = 0.15
 BLUR_IN_TASK = 0.85
+BLUR_OF_THE_OTHER = 0.1
 PLAIN_IN_TASK = 0.3
 TASK_NAMES = (*(skill.name for skill in skills.SKILLS), *(f"as_{form.name}" for form in formats.FORMATS))
 SLOW_SKILLS = frozenset({"first_word", "last_word", "count_words", "largest", "smallest"})
@@ -71,7 +73,7 @@ def task_rows(name: str, seed: int) -> Iterator[Row]:
     pairs = [pair for pair in PAIRS if pair[1].name == form_name]
     while True:
         skill, form = pick(rng, pairs)
-        yield make_row(rng, skill, form, (0.1, BLUR_IN_TASK))
+        yield make_row(rng, skill, form, (BLUR_OF_THE_OTHER, BLUR_IN_TASK))
 
 
 def upstream_rows(name: str, count: int, seed: int) -> list[Row]:
