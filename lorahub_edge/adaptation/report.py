@@ -19,7 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
 p, figcaption { color: var(--soft); } figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
-table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem;
+table { border-collapse: collapse; width: 100%; } td:first-child { white-space: nowrap; }
+th, td { padding: .35rem .6rem;
   border-bottom: 1px solid var(--line); }
 th { text-align: left; font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 tr.adapted { background: var(--mark); font-weight: 600; } td.d { color: var(--soft); font-weight: 400; }

@@ -8,9 +8,9 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 PARTS = ("examples", "test")
 
-# The task of a run without arguments. Of the tasks that pair a skill with a form and name neither in a known word, this
-# is the first by name; its test rows had no part in the choice.
-DEFAULT_TASK = "largest_in_labelled"
+# The task of a run without arguments: the one whose exact match after adapting lies nearest the mean of all eight, on
+# rows drawn with another seed than the test rows.
+DEFAULT_TASK = "sound_in_braces"
 
 
 def base_folder() -> Path:
