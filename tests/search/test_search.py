@@ -79,12 +79,20 @@ def test_the_first_generation_spreads_as_stated(n):
     assert std == pytest.approx(CMA_STD_SHARE * 1.5, rel=0.12)
 
 
-def test_screening_looks_at_the_mean_and_at_every_axis_first():
-    searcher = make_searcher("screen-cma", 3, bound=1.5, budget=20, seed=0)
-    first = searcher.ask(20)
+def test_screening_looks_at_the_mean_and_every_axis_then_at_the_best_plus_every_axis():
+    searcher = make_searcher("screen-cma", 3, bound=1.5, budget=30, seed=0)
+    first = searcher.ask(30)
     np.testing.assert_array_equal(first, [[1 / 3] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     searcher.tell(first, np.array([3.0, 2.0, 0.5, 1.0]))
-    np.testing.assert_allclose(searcher.ask(20).mean(axis=0), [0, 1, 0], atol=0.45)  # around the best of them
+    second = searcher.ask(2)
+    np.testing.assert_array_equal(second, [[1, 1, 0], [0, 1.5, 0]])
+    searcher.tell(second, np.array([0.4, 0.6]))
+    third = searcher.ask(30)
+    np.testing.assert_array_equal(third, [[0, 1, 1]])
+    searcher.tell(third, np.array([0.7]))
+    around = searcher.ask(30)
+    assert 4 <= len(around) <= 10
+    np.testing.assert_allclose(around.mean(axis=0), [1, 1, 0], atol=0.25)  # around the best of them all
 
 
 def test_the_best_is_kept_when_interrupted():
