@@ -12,9 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench.quality import Pool, Protocol, measure_all, points
-from bench.records import RESULTS
-from lorahub_edge.adaptation import PRESETS
+from bench.quality import Pool, Protocol, add_common_options, measure_all, points
 from lorahub_edge.base import load_base
 from lorahub_edge.modules import load_modules
 
@@ -35,7 +33,8 @@ def main() -> None:
     )
     protocol = Protocol(BENCH, prompt=PROMPT, n_test=options.n_test, max_new_tokens=options.max_new_tokens)
     sources = {task: str(Path(options.bbh) / f"{task}.json") for task in options.tasks}
-    measure_all(protocol, pool, points(sources, options.presets, options.seeds), options.out, again=options.again)
+    todo = points(sources, options.presets, n_seeds=options.seeds, n_null_seeds=options.null_seeds)
+    measure_all(protocol, pool, todo, options.out, again=options.again)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,15 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modules", required=True, action="append", help="folder of PEFT folders; repeatable")
     parser.add_argument("--bbh", required=True, help="folder with one TASK.json per task")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--presets", nargs="+", default=["edge", "lorahub-code"], choices=list(PRESETS))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 ... n, with example draws 42, 43, ...")
     parser.add_argument("--n-test", type=int, default=100)
     parser.add_argument("--max-new-tokens", type=int, default=12)
-    parser.add_argument("--precision", default="int8", help="of the base")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
-    parser.add_argument("--again", action="store_true", help="measure also what the result file has")
+    add_common_options(parser, BENCH)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.records import Record, append, key_of, make_record, read
+from bench.records import RESULTS, Record, append, key_of, make_record, read
 from lorahub_edge import adapt
 from lorahub_edge.adaptation import PRESETS, Row, Run
 from lorahub_edge.adaptation.settings import SearchSettings
@@ -74,12 +75,13 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Point:
-    """One run to measure: a task (where its rows come from), a preset, a seed (1, 2, ...)."""
+    """One run to measure: a task (where its rows come from), a preset, a seed (1, 2, ...), with a null or without."""
 
     task: str
     source: str
     preset: str
     seed: int
+    null_control: bool
 
     @property
     def example_seed(self) -> int:
@@ -87,10 +89,26 @@ class Point:
         return FIRST_EXAMPLE_SEED + self.seed - 1
 
 
-def points(sources: Mapping[str, str], presets: Sequence[str], n_seeds: int) -> list[Point]:
+def add_common_options(parser: argparse.ArgumentParser, bench: str) -> None:
+    """The options that all quality benches share."""
+    parser.add_argument("--presets", nargs="+", default=["edge", "lorahub-code"], choices=list(PRESETS))
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 ... n, with example draws 42, 43, ...")
+    parser.add_argument("--null-seeds", type=int, default=3, help="the random-LoRA null runs for seeds 1 ... n only")
+    parser.add_argument("--precision", default="int8", help="of the base")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{bench}.jsonl")
+    parser.add_argument("--again", action="store_true", help="measure also what the result file has")
+
+
+def points(sources: Mapping[str, str], presets: Sequence[str], *, n_seeds: int, n_null_seeds: int) -> list[Point]:
     """All points, presets innermost, so that they share what was measured for the task and the draw."""
-    seeds = range(1, n_seeds + 1)
-    return [Point(t, source, p, seed) for t, source in sources.items() for seed in seeds for p in presets]
+    return [
+        Point(task, source, preset, seed, preset == NULL_PRESET and seed <= n_null_seeds)
+        for task, source in sources.items()
+        for seed in range(1, n_seeds + 1)
+        for preset in presets
+    ]
 
 
 def measure_all(protocol: Protocol, pool: Pool, todo: Iterable[Point], out: Path, *, again: bool = False) -> None:
@@ -124,7 +142,7 @@ def _setup(protocol: Protocol, pool: Pool, pool_record: Mapping[str, Any], point
         "task": point.task,
         "example_seed": point.example_seed,
         **pool_record,
-        "search": {**asdict(search), "null_control": point.preset == NULL_PRESET},
+        "search": {**asdict(search), "null_control": point.null_control},
     }
 
 
@@ -150,7 +168,7 @@ def _measure(protocol: Protocol, pool: Pool, point: Point, known: Mapping[str, A
         seed=point.seed,
         prompt=protocol.prompt,
         max_new_tokens=protocol.max_new_tokens,
-        null_control=point.preset == NULL_PRESET,
+        null_control=point.null_control,
     )
     if run.interrupted:
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -83,7 +84,8 @@ class Job:
         detail = f"best of {result.n_evaluations} evaluations"
         adapted = self._contender("adapted", detail, result, self.stack)
         if null_control and not result.interrupted:
-            contenders.append(self._null())
+            with contextlib.suppress(KeyboardInterrupt):  # the search is done; a half-searched null compares nothing
+                contenders.append(self._null())
         contenders = self._test([*contenders, adapted])
         coefficients = torch.from_numpy(result.best.coefficients)
         return Run(
@@ -118,6 +120,8 @@ class Job:
         stack = random_modules(self.stack, self.settings.seed)
         with self.stopwatch.stage("null"), objective_on(self.base, stack, self.encoded, self.settings) as objective:
             result = self._search(objective, "null", lambda evaluated: None)
+        if result.interrupted:
+            raise KeyboardInterrupt
         detail = f"the same search over {len(stack.names)} random modules"
         return self._contender("random-LoRA null", detail, result, stack)
 
@@ -167,8 +171,9 @@ class Job:
             return exact_match(answers, targets)
 
         self.on_progress(Progress("test", 0, total))
-        with self.stopwatch.stage("test"):
-            return with_exact_match(contenders, score)
+        with self.stopwatch.stage("test"), contextlib.suppress(KeyboardInterrupt):
+            contenders = with_exact_match(contenders, score)
+        return contenders
 
     def _manifest(self, result: SearchResult[Value]) -> dict[str, Any]:
         return manifest_of(

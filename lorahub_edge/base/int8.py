@@ -79,26 +79,16 @@ def int8_matmul(x_codes: torch.Tensor, w_codes: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(x_codes, w_codes.t())
 
 
-class Int8Linear(nn.Module):
-    """y = x @ (codes * row_scale).T + bias, without ever holding the float weight.
+class Int8Layer(nn.Module):
+    """A layer that holds one int8 matrix: what the linear layer and the embedding have in common."""
 
-    Engines (attribute `engine`, recorded in the manifest):
-        "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
-            alone, so a result does not depend on what else is in the batch.
-        "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for inputs with
-            outliers, and for CPUs without a fast int8 product.
-    """
+    codes: torch.Tensor
+    row_scale: torch.Tensor
 
-    def __init__(self, weight: Int8Weight, bias: torch.Tensor | None = None, *, engine: str = "int8") -> None:
+    def __init__(self, weight: Int8Weight) -> None:
         super().__init__()
         self.register_buffer("codes", weight.codes)
         self.register_buffer("row_scale", weight.row_scale)
-        self.register_buffer("bias", bias)
-        self.codes: torch.Tensor
-        self.row_scale: torch.Tensor
-        self.bias: torch.Tensor | None
-        self.engine = engine
-        self.out_features, self.in_features = weight.codes.shape
 
     @property
     def weight(self) -> torch.Tensor:
@@ -109,6 +99,25 @@ class Int8Linear(nn.Module):
     def int8_weight(self) -> Int8Weight:
         """Codes and scales as one value."""
         return Int8Weight(self.codes, self.row_scale)
+
+
+class Int8Linear(Int8Layer):
+    """y = x @ (codes * row_scale).T + bias, without ever holding the float weight.
+
+    Engines (attribute `engine`, recorded in the manifest):
+        "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
+            alone, so a result does not depend on what else is in the batch.
+        "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for inputs with
+            outliers, and for CPUs without a fast int8 product.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: Int8Weight, bias: torch.Tensor | None = None, *, engine: str = "int8") -> None:
+        super().__init__(weight)
+        self.register_buffer("bias", bias)
+        self.engine = engine
+        self.out_features, self.in_features = weight.codes.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
@@ -135,7 +144,7 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, engine={self.engine}"
 
 
-class Int8Embedding(nn.Module):
+class Int8Embedding(Int8Layer):
     """One int8 row per token; the same tensors can serve as a tied output layer.
 
     Args:
@@ -143,26 +152,13 @@ class Int8Embedding(nn.Module):
         dtype: of the result.
     """
 
+    embed_scale: torch.Tensor | None
+
     def __init__(self, weight: Int8Weight, *, embed_scale: torch.Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("codes", weight.codes)
-        self.register_buffer("row_scale", weight.row_scale)
+        super().__init__(weight)
         self.register_buffer("embed_scale", embed_scale)
-        self.codes: torch.Tensor
-        self.row_scale: torch.Tensor
-        self.embed_scale: torch.Tensor | None
         self.dtype = dtype
         self.num_embeddings, self.embedding_dim = weight.codes.shape
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The int8 codes; see Int8Linear.weight."""
-        return self.codes
-
-    @property
-    def int8_weight(self) -> Int8Weight:
-        """Codes and scales as one value."""
-        return Int8Weight(self.codes, self.row_scale)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         row_scale = self.row_scale[token_ids].unsqueeze(-1)

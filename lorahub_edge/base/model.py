@@ -101,7 +101,7 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
     with init_empty_weights(include_buffers=False):
         model = family.auto_class.from_config(config, dtype=dtype)
     checkpoint = open_checkpoint(source.folder, model)
-    _Filler(model, family, checkpoint, dtype, quantize=precision == "int8").fill()
+    _Filler(model, family, checkpoint, torch_device, dtype, quantize=precision == "int8").fill()
     _stop_scaling_an_untied_head(model, family)
     model.to(torch_device).eval().requires_grad_(False)
     engines = [m.engine for m in model.modules() if isinstance(m, Int8Linear)]
@@ -145,12 +145,21 @@ class _Filler:
     """Puts a checkpoint's tensors into an empty model, one at a time."""
 
     def __init__(
-        self, model: nn.Module, family: Family, checkpoint: Checkpoint, dtype: torch.dtype, *, quantize: bool
+        self,
+        model: nn.Module,
+        family: Family,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        quantize: bool,
     ) -> None:
         self.model = model
         self.family = family
         self.checkpoint = checkpoint
         self.names = checkpoint.names()
+        # tensors go to their device as they are read: a later move would part a tied head from its embedding
+        self.device = device
         self.dtype = dtype
         self.quantize = quantize
 
@@ -197,19 +206,21 @@ class _Filler:
 
     def _int8(self, name: str) -> Int8Weight:
         tensor = self._read(name)
-        if tensor.dtype == torch.int8:  # saved by us or by transformers with bitsandbytes
-            return Int8Weight.from_absmax(tensor, self._read(name.removesuffix("weight") + "SCB"))
         try:
-            return Int8Weight.from_float(tensor)
+            if tensor.dtype == torch.int8:  # saved by us or by transformers with bitsandbytes
+                weight = Int8Weight.from_absmax(tensor, self._read(name.removesuffix("weight") + "SCB"))
+            else:
+                weight = Int8Weight.from_float(tensor)
         except ValueError as error:
             raise UnsupportedFormat(f"base checkpoint, tensor {name}: {error}") from error
+        return weight.to(self.device)
 
     def _float(self, name: str) -> torch.Tensor:
         tensor = self._read(name)
         if tensor.dtype == torch.int8:
             absmax = self._read(name.removesuffix("weight") + "SCB")
-            return Int8Weight.from_absmax(tensor, absmax).to_float(self.dtype)
-        return tensor.to(self.dtype, copy=True)  # a copy of its own: the file need not stay mapped
+            return Int8Weight.from_absmax(tensor, absmax).to_float(self.dtype).to(self.device)
+        return tensor.to(self.device, self.dtype, copy=True)  # a copy of its own: the file need not stay mapped
 
     def _read(self, name: str) -> torch.Tensor:
         for candidate in self._spellings(name):

@@ -193,6 +193,9 @@ def _loss(model: Any, base: Base, batch: Sequence[EncodedExample]) -> torch.Tens
         decoder_input_ids[:, 0] = base.model.config.decoder_start_token_id
         decoder_input_ids[:, 1:] = labels[:, :-1].clamp(min=0)
         tensors["decoder_input_ids"] = decoder_input_ids
+    else:  # the head runs where an answer is, not over the whole prompt: it is the largest product of a small model
+        keep = (labels != _IGNORED).any(dim=0).nonzero()[:, 0]
+        tensors["logits_to_keep"], labels = keep, labels[:, keep]
     logits = model(**{k: v.to(base.device) for k, v in tensors.items()}, use_cache=False).logits
     return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED)
 

@@ -202,6 +202,21 @@ def test_an_interrupt_keeps_the_best_so_far(bases, module_folders, example_file,
     assert run.search.best.value.objective == min(e.value.objective for e in run.journal)
 
 
+@pytest.mark.parametrize("stage", ["null", "test"])
+def test_an_interrupt_after_the_search_costs_only_what_it_interrupts(bases, module_folders, example_file, stage):
+    def interrupt(progress):
+        if progress.stage == stage and progress.done > 0:
+            raise KeyboardInterrupt
+
+    run = lorahub_edge.adapt(
+        str(bases["t5"]), module_folders["t5"], example_file, test=example_file, on_progress=interrupt, **FAST
+    )
+    assert not run.interrupted
+    assert (run.row("random-LoRA null") is None) == (stage == "null")
+    assert (run.row("adapted").exact_match is None) == (stage == "test")
+    assert len(run.journal) == FAST["budget"]
+
+
 def test_long_examples_are_cut_and_counted(bases, module_folders):
     with pytest.warns(InputsWereCut, match="1 of 4 examples are longer.*cut to 4 input"):
         run = lorahub_edge.adapt(

@@ -85,14 +85,26 @@ def test_screening_looks_at_the_mean_and_every_axis_then_at_the_best_plus_every_
     np.testing.assert_array_equal(first, [[1 / 3] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     searcher.tell(first, np.array([3.0, 2.0, 0.5, 1.0]))
     second = searcher.ask(2)
-    np.testing.assert_array_equal(second, [[1, 1, 0], [0, 1.5, 0]])
-    searcher.tell(second, np.array([0.4, 0.6]))
+    np.testing.assert_array_equal(second, [[0, 1.5, 0], [0, 1, 1]])  # the most promising axes first
+    searcher.tell(second, np.array([0.6, 0.7]))
     third = searcher.ask(30)
-    np.testing.assert_array_equal(third, [[0, 1, 1]])
-    searcher.tell(third, np.array([0.7]))
+    np.testing.assert_array_equal(third, [[1, 1, 0]])
+    searcher.tell(third, np.array([0.4]))
     around = searcher.ask(30)
     assert 4 <= len(around) <= 10
     np.testing.assert_allclose(around.mean(axis=0), [1, 1, 0], atol=0.25)  # around the best of them all
+
+
+def test_in_a_large_pool_the_second_screen_leaves_half_of_the_rest_to_cma():
+    searcher = make_searcher("screen-cma", 50, bound=1.5, budget=71, seed=0)
+    first = searcher.ask(100)
+    searcher.tell(first, np.arange(51)[::-1] / 10)  # the later, the better
+    second = searcher.ask(100)
+    assert len(second) == 10
+    assert second[0, 49] == 1.5
+    np.testing.assert_array_equal(second[1:].argmax(axis=1), np.arange(48, 39, -1))
+    searcher.tell(second, np.ones(10))
+    assert len(searcher.ask(100)) == 4 + int(3 * np.log(50))
 
 
 def test_the_best_is_kept_when_interrupted():
