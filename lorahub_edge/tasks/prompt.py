@@ -64,7 +64,7 @@ class PromptFormat:
             max_target_tokens: LoRAHub's default.
 
         Raises:
-            InvalidInput: a template without {input}, or "chat" without a chat template.
+            InvalidInput: a template without {input}, "chat" without a chat template, a tokenizer without an end mark.
         """
         tokenizer = base.tokenizer
         before, after, end = _surroundings(base, template)
@@ -73,9 +73,13 @@ class PromptFormat:
         else:
             add_special = not (tokenizer.bos_token and before.startswith(tokenizer.bos_token))
             end_ids = tuple(tokenizer(end, add_special_tokens=False)["input_ids"]) or (tokenizer.eos_token_id,)
+        if None in end_ids:
+            raise InvalidInput(f"base '{base.source.spec}': its tokenizer names no token that ends a text (eos_token)")
         limit = base.family.default_max_input_tokens
-        if not base.family.is_seq2seq:
-            limit = min(limit, base.model.config.max_position_embeddings - max_target_tokens)
+        if not base.family.is_seq2seq:  # input and answer share the model's positions
+            n_positions = base.model.config.max_position_embeddings
+            max_target_tokens = min(max_target_tokens, n_positions // 2)
+            limit = min(limit, n_positions - max_target_tokens)
         return cls(tokenizer, before, after, end_ids, add_special, max_input_tokens or limit, max_target_tokens)
 
     def text(self, input_text: str) -> str:

@@ -233,6 +233,7 @@ def _save(model: Any, base: Base, out: Path, record: dict[str, Any]) -> None:
         (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(out)
-    except BaseException:
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        raise LorahubEdgeError(f"output folder {out}: cannot be written ({error})") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise

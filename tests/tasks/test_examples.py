@@ -154,6 +154,19 @@ def test_the_chat_template_gives_the_turns_and_the_token_that_ends_them(llama):
         tokenizer.chat_template = None
 
 
+def test_a_model_with_few_positions_gives_half_of_them_to_the_answer(llama, monkeypatch):
+    monkeypatch.setattr(llama.model.config, "max_position_embeddings", 64)
+    format_ = PromptFormat.for_base(llama)
+    assert (format_.max_input_tokens, format_.max_target_tokens) == (32, 32)
+
+
+def test_a_tokenizer_without_an_end_mark_is_refused(bases):
+    base = load_base(str(bases["llama"]), device="cpu")
+    base.tokenizer.eos_token = None
+    with pytest.raises(InvalidInput, match="names no token that ends a text"):
+        PromptFormat.for_base(base)
+
+
 @pytest.mark.parametrize(("template", "message"), [("no mark", "one {input} in it"), ("chat", "has no chat template")])
 def test_a_template_that_cannot_be_used_is_refused(llama, template, message):
     with pytest.raises(InvalidInput, match=message):

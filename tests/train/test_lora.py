@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import lorahub_edge
-from lorahub_edge.errors import InvalidInput, OutputExists
+from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
 from lorahub_edge.tasks import Example
 from lorahub_edge.train import TrainSettings, train_module
 from lorahub_edge.train.lora import causal_batch, seq2seq_batch
@@ -93,6 +93,16 @@ def test_padding_and_labels_stand_where_the_loss_expects_them(bases):
 def test_wrong_settings_are_refused(bases, tmp_path, settings, message):
     with pytest.raises(InvalidInput, match=message):
         train_module(str(bases["t5"]), ROWS, tmp_path / "m", settings=TrainSettings(**settings), device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(bases, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(LorahubEdgeError, match=r"cannot be written .*No space left"):
+        train_module(str(bases["t5"]), ROWS, tmp_path / "m", settings=TrainSettings(max_steps=1), device="cpu")
     assert list(tmp_path.iterdir()) == []
 
 
