@@ -14,6 +14,8 @@ from pathlib import Path
 
 from bench.quality import FIRST_EXAMPLE_SEED
 from bench.records import RESULTS, ROOT, Record, read
+from lorahub_edge.adaptation import FORMS
+from lorahub_edge.adaptation import PRESETS as SEARCH_PRESETS
 
 CONTROLS = ("zero-shot", "best single module", "uniform mean", "random-LoRA null")
 PRESETS = ("lorahub-code", "edge")
@@ -72,7 +74,21 @@ def pocket_heldout() -> str:
     return f"{_caption(records)}\n\n{_table(records)}" if records else NOTHING
 
 
-TABLES: dict[str, Callable[[], str]] = {"bbh-smollm2": bbh_smollm2, "pocket-heldout": pocket_heldout}
+def presets() -> str:
+    """What each preset runs, from the code that runs it."""
+    lines = ["| `--preset` | search | objective | box | evaluations |", "|---|---|---|---|---|"]
+    for preset in SEARCH_PRESETS.values():
+        formula = FORMS[preset.objective_form].formula.replace("alpha", f"{preset.alpha:g}").replace("|", r"\|")
+        budget = f"{preset.budget}" + (" + one per module" if preset.budget_per_module else "")
+        lines.append(f"| `{preset.name}` | {preset.meaning} | {formula} | ±{preset.bound:g} | {budget} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "bbh-smollm2": bbh_smollm2,
+    "pocket-heldout": pocket_heldout,
+    "presets": presets,
+}
 
 
 def _one_pool(records: list[Record]) -> list[Record]:
