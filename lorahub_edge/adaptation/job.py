@@ -130,13 +130,14 @@ class Job:
     ) -> SearchResult[Value]:
         s = self.settings
         searcher = make_searcher(s.optimizer, len(self.stack.names), bound=s.bound, budget=s.budget, seed=s.seed)
-        best = float("inf")
+        best: Value | None = None
 
         def on_evaluated(evaluated: Evaluated[Value]) -> None:
             nonlocal best
-            best = min(best, evaluated.value.mean_loss)
+            if best is None or evaluated.value.objective < best.objective:
+                best = evaluated.value
             note(evaluated)
-            self.on_progress(Progress(stage, evaluated.index + 1, s.budget, best))
+            self.on_progress(Progress(stage, evaluated.index + 1, s.budget, best.mean_loss))
 
         self.on_progress(Progress(stage, 0, s.budget))
         return run_search(objective, searcher, s.budget, on_evaluated)

@@ -13,7 +13,7 @@ class Progress:
     Attributes:
         stage: "load", "controls", "search", "null" or "test".
         done, total: evaluations or answers.
-        best_loss: of the search so far, or None elsewhere.
+        best_loss: loss of the best candidate so far, best by the objective; None outside a search.
     """
 
     stage: str
