@@ -239,4 +239,5 @@ def test_loading_never_holds_the_float_model(tmp_path):
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == 12
     assert weight_bytes < 0.3 * float_bytes
     largest_tensor = 8192 * 1024 * 4
-    assert peak - before < weight_bytes + largest_tensor + 60e6  # slack: code loaded on the way, holes in the heap
+    # slack for code loaded on the way and holes in the heap: 30 to 80 MB seen; holding all tensors takes 400 MB more
+    assert peak - before < weight_bytes + largest_tensor + 120e6
