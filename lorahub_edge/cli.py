@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from lorahub_edge import __version__
+from lorahub_edge import __version__, pocket
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.terminal import answers, messages, print_run, progress_bar, step_bar
 
@@ -166,7 +166,7 @@ def adapt(
 
 
 def _default_out(examples: str | None) -> Path:
-    stem = Path(examples).name.split(".")[0] if examples else "pocket"
+    stem = Path(examples or pocket.DEFAULT_TASK).name.split(".")[0]
     return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,14 +156,12 @@ def headline(run: Run) -> str:
 
 
 def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
-    """One line of journal.jsonl."""
+    """One line of journal.jsonl; a number that is not finite is null, since JSON has no other word for it."""
     value = evaluated.value
+    numbers = {name: getattr(value, name) for name in ("objective", "loss", "l1_penalty", "mean_loss")}
     return {
         "index": evaluated.index,
-        "objective": value.objective,
-        "loss": value.loss,
-        "l1_penalty": value.l1_penalty,
-        "mean_loss": value.mean_loss,
+        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
         "coefficients": evaluated.coefficients.tolist(),
     }
 
