@@ -21,7 +21,7 @@ BENCH = "bbh-smollm2"
 # What the modules were trained with: no system turn.
 PROMPT = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
 
-TASKS = ("boolean_expressions", "hyperbaton", "navigate", "date_understanding", "movie_recommendation")
+TASKS = ("boolean_expressions", "hyperbaton", "navigate", "object_counting")
 
 
 def main() -> None:

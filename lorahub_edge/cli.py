@@ -68,7 +68,7 @@ def _quiet_libraries() -> Iterator[None]:
             messages.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
 
         warnings.showwarning = show
-        from lorahub_edge.adaptation import InputsWereCut
+        from lorahub_edge.tasks import InputsWereCut
 
         warnings.simplefilter("always", InputsWereCut)
         yield
@@ -209,6 +209,8 @@ def predict(
     """
     import lorahub_edge
 
+    if hasattr(sys.stdin, "reconfigure"):  # bytes that are no text become a mark instead of an error far inside
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     model = lorahub_edge.load_adapted(run, device=device)
     while batch := _read_lines(batch_size):
         for line, answer in zip(batch, model.predict(batch), strict=True):

@@ -61,6 +61,7 @@ class AdaptedModel:
 
     def predict(self, inputs: Sequence[str], *, batch_size: int = 16) -> list[str]:
         """Greedy answers to texts, in order."""
+        self.prompt.warn_of_cuts((self.prompt.encode_input(text)[1] for text in inputs), "inputs")
         return greedy_answers(
             self.base,
             self.stack,
@@ -96,13 +97,17 @@ def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    record: dict[str, Any] = manifest["base"]
-    spec = record["spec"]
-    if record["revision"]:
-        spec = f"{spec.partition('@')[0]}@{record['revision']}"
-    base = load_base(spec, precision=record["precision"], device=device)
-    if sha256_files(base.weight_files) != record["files"]:
+    try:
+        record: dict[str, Any] = manifest["base"]
+        spec, revision, precision, files = (record[key] for key in ("spec", "revision", "precision", "files"))
+        prompt_settings, max_new_tokens = dict(manifest["prompt"]), int(manifest["max_new_tokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"run {folder}: its manifest.json is incomplete ({error!r})") from error
+    if revision:
+        spec = f"{spec.partition('@')[0]}@{revision}"
+    base = load_base(spec, precision=precision, device=device)
+    if sha256_files(base.weight_files) != files:
         raise InvalidInput(f"run {folder}: base '{spec}' has changed since the run; adapt again or restore the base")
     stack = ModuleStack.build([read_module(folder / ADAPTER)], base)
-    prompt = PromptFormat.for_base(base, **manifest["prompt"])
-    return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, manifest["max_new_tokens"])
+    prompt = PromptFormat.for_base(base, **prompt_settings)
+    return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, max_new_tokens)

@@ -78,7 +78,9 @@ def adapt(
 
     Source: LoRAHub, arXiv:2307.13269.
     """
-    check_numbers(alpha=alpha, budget=budget, max_input_tokens=max_input_tokens, max_new_tokens=max_new_tokens)
+    check_numbers(
+        alpha=alpha, seed=seed, budget=budget, max_input_tokens=max_input_tokens, max_new_tokens=max_new_tokens
+    )
     chosen = preset_by_name(preset)
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
     folder = RunFolder(out, overwrite=overwrite) if out is not None else None

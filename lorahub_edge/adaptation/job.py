@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,6 @@ from lorahub_edge.search import Evaluated, SearchResult, make_searcher, run_sear
 from lorahub_edge.tasks import EncodedExample, PromptFormat, exact_match
 
 
-class InputsWereCut(UserWarning):
-    """Examples were longer than the model takes."""
-
-
 class Job:
     """The stages of one run, in order; each leaves its value as an attribute for the next."""
 
@@ -41,6 +36,7 @@ class Job:
     prompt: PromptFormat
     prompt_record: dict[str, Any]
     encoded: list[EncodedExample]
+    n_cut: int
     max_new_tokens: int
     settings: SearchSettings
 
@@ -67,12 +63,7 @@ class Job:
         self.prompt = PromptFormat.for_base(self.base, template=template, max_input_tokens=max_input_tokens)
         self.prompt_record = {"template": template, "max_input_tokens": self.prompt.max_input_tokens}
         self.encoded = self.prompt.encode_all(self.task.examples)
-        if n_cut := sum(e.was_cut for e in self.encoded):
-            message = (
-                f"{n_cut} of {len(self.encoded)} examples are longer than the model takes and were cut to "
-                f"{self.prompt.max_input_tokens} input and {self.prompt.max_target_tokens} answer tokens"
-            )
-            warnings.warn(message, InputsWereCut, stacklevel=3)
+        self.n_cut = self.prompt.warn_of_cuts((e.was_cut for e in self.encoded), "examples")
         self.max_new_tokens = max_new_tokens or 2 * max(len(e.target_ids) for e in self.encoded) + 8
 
     def run(self, *, null_control: bool) -> Run:
@@ -151,6 +142,7 @@ class Job:
             return contenders
         inputs = [e.input for e in self.task.test]
         targets = [e.target for e in self.task.test]
+        self.prompt.warn_of_cuts((self.prompt.encode_input(text)[1] for text in inputs), "test inputs")
         total = len(inputs) * len(contenders)
         done = 0
 
@@ -183,7 +175,7 @@ class Job:
             task=self.task,
             prompt=self.prompt_record,
             max_new_tokens=self.max_new_tokens,
-            n_cut=sum(e.was_cut for e in self.encoded),
+            n_cut=self.n_cut,
             search={
                 **dataclasses.asdict(self.settings),
                 "formula": FORMS[self.settings.objective_form].formula,

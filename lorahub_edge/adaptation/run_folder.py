@@ -73,6 +73,8 @@ class RunFolder:
             raise self._failure(error) from error
 
     def _check(self, overwrite: bool) -> None:
+        if self.folder.is_symlink():
+            raise OutputExists(f"output {self.folder} is a link; name a new folder")
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
@@ -111,13 +113,18 @@ class RunFolder:
         return self.partial / ADAPTER
 
     def finish(self) -> Path:
-        """Give the folder its final name, replacing an earlier run in one step; returns it."""
+        """Give the folder its final name, replacing an earlier run only once this one is whole; returns it."""
         try:
             self._close()
             earlier = self.folder.with_name(f".{self.folder.name}.earlier-{os.getpid()}")
             if self.folder.exists():
                 self.folder.rename(earlier)
-            self.partial.rename(self.folder)
+            try:
+                self.partial.rename(self.folder)
+            except BaseException:
+                if earlier.exists():
+                    earlier.rename(self.folder)
+                raise
             shutil.rmtree(earlier, ignore_errors=True)
         except OSError as error:
             raise self._failure(error) from error

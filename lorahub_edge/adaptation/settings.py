@@ -8,6 +8,8 @@ from typing import Any
 from lorahub_edge.adaptation.presets import Preset
 from lorahub_edge.errors import InvalidInput
 
+MAX_SEED = 2**32  # NumPy's and torch's generators take seeds below this
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -36,8 +38,9 @@ def check_numbers(**numbers: float | None) -> None:
     Raises:
         InvalidInput: names the parameter, what was expected and what came.
     """
-    least = {"alpha": 0}
+    least = {"alpha": 0, "seed": 0}
     for name, value in numbers.items():
-        low = least.get(name, 1)
-        if value is not None and not low <= value < float("inf"):
-            raise InvalidInput(f"{name}: expected a number of at least {low}, received {value}")
+        low, high = least.get(name, 1), MAX_SEED if name == "seed" else float("inf")
+        if value is not None and not low <= value < high:
+            below = f" and below {high}" if name == "seed" else ""
+            raise InvalidInput(f"{name}: expected a number of at least {low}{below}, received {value}")

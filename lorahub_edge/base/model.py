@@ -20,6 +20,7 @@ from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.sources import Source, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
     source, gguf = _find(spec)
     config = _load_config(source, gguf)
     family = family_of(config.model_type, where=f"base '{spec}'")
+    if family.is_seq2seq and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id  # T5's decoder starts with the pad token
     tokenizer = _load_tokenizer(source, gguf)
     dtype = _float_dtype(precision, torch_device)
     with init_empty_weights(include_buffers=False):
@@ -127,6 +130,9 @@ def _load_config(source: Source, gguf: str | None) -> Any:
 
 
 def _load_tokenizer(source: Source, gguf: str | None) -> PreTrainedTokenizerBase:
+    if gguf is None and not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would make up an empty one for some model types
+        raise UnsupportedFormat(f"base '{source.spec}' has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
     try:
         return AutoTokenizer.from_pretrained(source.folder, gguf_file=gguf)
     except Exception as error:  # as above
@@ -187,12 +193,22 @@ class _Filler:
         """The output layer: its own tensor if the checkpoint has one, else the embedding's."""
         head, embedding = self.family.head, self.model.get_submodule(self.family.embedding)
         module = self.model.get_submodule(head)
-        if f"{head}.weight" in self.names:
+        if self._has_its_own_head():
             self._fill_module(head, module)
         elif isinstance(embedding, Int8Embedding):
             self.model.set_submodule(head, self._int8_module(head, module, embedding.int8_weight))
         else:
             module.register_parameter("weight", embedding.weight)  # type: ignore[arg-type]
+
+    def _has_its_own_head(self) -> bool:
+        """Not if the file merely repeats the embedding there, as a full state_dict of a tied model does."""
+        name = f"{self.family.head}.weight"
+        if name not in self.names:
+            config = self.model.config
+            # T5's config in memory always says tied, so only its tensors can tell
+            return not self.family.is_seq2seq and not config.tie_word_embeddings  # type: ignore[union-attr]
+        head, embedding = self.checkpoint.read(name), self._read(f"{self.family.embedding}.weight")
+        return head.dtype == torch.int8 or not torch.equal(head, embedding)
 
     def _int8_module(self, path: str, module: nn.Module, weight: Int8Weight) -> nn.Module:
         if isinstance(module, nn.Embedding):

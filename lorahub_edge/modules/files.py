@@ -25,6 +25,7 @@ from lorahub_edge.sources import write_text_atomically
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_CONFIG_BYTES = 1 << 20
+MAX_PATTERN_LENGTH = 300
 
 _PREFIX = "base_model.model."
 # "….q.lora_A.weight"; some tools keep PEFT's adapter name: "….q.lora_A.default.weight"
@@ -129,7 +130,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UnsupportedFormat(f"module {folder}: no {CONFIG_FILE}; expected a PEFT adapter folder") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UnsupportedFormat(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(config, dict):
         raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(config).__name__}")
@@ -152,10 +153,32 @@ def _refuse_what_is_not_plain(config: Mapping[str, Any], path: Path) -> None:
             f"{path}: init_lora_weights is {init!r}, which changes the base itself; convert the module with PEFT's "
             "save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
+    if config.get("use_rslora") not in (True, False, None):
+        raise UnsupportedFormat(f"{path}: use_rslora is {config['use_rslora']!r}; expected true or false")
     for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UnsupportedFormat(f"{path}: {key} is {value!r}; expected a number")
+        _check_number(config.get(key), f"{path}: {key}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise UnsupportedFormat(f"{path}: {key} is {patterns!r}; expected an object")
+        for pattern, value in patterns.items():
+            _check_pattern(pattern, f"{path}: {key}")
+            _check_number(value, f"{path}: {key}[{pattern!r}]")
+
+
+def _check_number(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UnsupportedFormat(f"{where} is {value!r}; expected a number")
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    """A stranger's expression is matched against every target: short, valid, no repeat inside a repeat."""
+    if len(pattern) > MAX_PATTERN_LENGTH or re.search(r"[*+}]\)?[*+{]", pattern):
+        raise UnsupportedFormat(f"{where} has {pattern[:80]!r}; expected a module path or a simple pattern")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UnsupportedFormat(f"{where} has {pattern!r}, which is no pattern ({error})") from error
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

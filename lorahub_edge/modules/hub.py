@@ -78,7 +78,8 @@ def _choose_files(names: Sequence[str]) -> list[str]:
 
 
 def _with_unique_names(modules: list[LoraModule]) -> list[LoraModule]:
-    names = [m.name for m in modules]
-    return [
-        replace(m, name=f"{m.files[0].parent.parent.name}/{m.name}") if names.count(m.name) > 1 else m for m in modules
-    ]
+    """Told apart by the parent folder where names collide, and by the whole spec where that collides too."""
+    for rename in (lambda m: f"{m.files[0].parent.parent.name}/{m.name}", lambda m: m.spec):
+        names = [m.name for m in modules]
+        modules = [replace(m, name=rename(m)) if names.count(m.name) > 1 else m for m in modules]
+    return modules

@@ -44,6 +44,10 @@ def _expected_warnings() -> Iterator[None]:
         yield
 
 
+# Candidates of a screen asked at once: as many as a generation, so that journal, bar and Ctrl-C are as prompt.
+SCREEN_BATCH = 12
+
+
 class Searcher(Protocol):
     """Proposes points of a box and learns from their objectives."""
 
@@ -141,7 +145,8 @@ class ScreeningSearcher:
             self._is_first_screen = False
             self._queue = self._second_screen()
         if self._queue:
-            batch, self._queue = self._queue[:at_most], self._queue[at_most:]
+            size = min(at_most, SCREEN_BATCH)
+            batch, self._queue = self._queue[:size], self._queue[size:]
             return np.array(batch)
         if self._inner is None:
             settings = {"bound": self._bound, "budget": max(1, self._left), "seed": self._seed}

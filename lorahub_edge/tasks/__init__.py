@@ -2,6 +2,14 @@
 
 from lorahub_edge.tasks.examples import Example, draw_examples, load_examples
 from lorahub_edge.tasks.metrics import exact_match
-from lorahub_edge.tasks.prompt import EncodedExample, PromptFormat
+from lorahub_edge.tasks.prompt import EncodedExample, InputsWereCut, PromptFormat
 
-__all__ = ["EncodedExample", "Example", "PromptFormat", "draw_examples", "exact_match", "load_examples"]
+__all__ = [
+    "EncodedExample",
+    "Example",
+    "InputsWereCut",
+    "PromptFormat",
+    "draw_examples",
+    "exact_match",
+    "load_examples",
+]

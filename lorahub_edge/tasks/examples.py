@@ -67,7 +67,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 where = f"{path}:{number}"
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InvalidInput(f"{where}: not JSON ({error}); expected one JSON object per line") from error
                 yield where, _object(row, where)
 
@@ -77,7 +77,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not JSON ({error})") from error
     rows = content.get("examples") if isinstance(content, dict) else content
     if not isinstance(rows, list):
@@ -91,6 +91,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         reader = csv.DictReader(file)
         try:
             for row in reader:
+                if None in row:
+                    raise InvalidInput(f"{path}:{reader.line_num}: more cells than the header; quote cells with commas")
                 yield f"{path}:{reader.line_num}", row
         except csv.Error as error:
             raise InvalidInput(f"{path}:{reader.line_num}: not CSV ({error})") from error
@@ -102,17 +104,21 @@ def _object(row: Any, where: str) -> Mapping[str, Any]:
     return row
 
 
+def _check_text(key: str, value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{where}: '{key}' is {type(value).__name__}; expected text")
+    if not value.strip():
+        raise InvalidInput(f"{where}: '{key}' is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidInput(f"{where}: '{key}' has half of a surrogate pair, which is no text")
+
+
 def _example(row: Mapping[str, Any], where: str) -> Example:
     for input_key, target_key in KEY_PAIRS:
         if input_key in row and target_key in row:
             values = row[input_key], row[target_key]
             for key, value in zip((input_key, target_key), values, strict=True):
-                if not isinstance(value, str):
-                    raise InvalidInput(f"{where}: '{key}' is {type(value).__name__}; expected text")
-            if not values[0].strip():
-                raise InvalidInput(f"{where}: '{input_key}' is empty")
-            if not values[1].strip():
-                raise InvalidInput(f"{where}: '{target_key}' is empty")
+                _check_text(key, value, where)
             return Example(*values)
     expected = ", ".join("/".join(pair) for pair in KEY_PAIRS)
     received = ", ".join(map(str, row)) or "none"

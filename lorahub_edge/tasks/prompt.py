@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from lorahub_edge.base import Base
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, first_line
 from lorahub_edge.tasks.examples import Example
 
 _MARK = "{input}"
 _SENTINEL = "\x1aANSWER\x1a"
+
+
+class InputsWereCut(UserWarning):
+    """Texts were longer than the model takes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,13 @@ class PromptFormat:
             n_positions = base.model.config.max_position_embeddings
             max_target_tokens = min(max_target_tokens, n_positions // 2)
             limit = min(limit, n_positions - max_target_tokens)
-        return cls(tokenizer, before, after, end_ids, add_special, max_input_tokens or limit, max_target_tokens)
+        limit = limit if max_input_tokens is None else max_input_tokens
+        format_ = cls(tokenizer, before, after, end_ids, add_special, limit, max_target_tokens)
+        if limit <= (n_tail := len(format_._tail_ids())):
+            raise InvalidInput(
+                f"max_input_tokens: expected more than {n_tail}, which the prompt's ending takes, received {limit}"
+            )
+        return format_
 
     def text(self, input_text: str) -> str:
         """The prompt around an input."""
@@ -92,11 +103,16 @@ class PromptFormat:
         if len(ids) <= self.max_input_tokens:
             return ids, False
         # cut from the right like LoRAHub, but keep the prompt's ending, without which no answer would follow
-        tail = self._ids(self.after)
+        tail = self._tail_ids()
         head = self._ids(self.before + input_text)
         if self.add_special_tokens and self.end_ids and head[-len(self.end_ids) :] == list(self.end_ids):
             head = head[: -len(self.end_ids)]
         return head[: self.max_input_tokens - len(tail)] + tail, True
+
+    def _tail_ids(self) -> list[int]:
+        """What must follow any input: the rest of the prompt, and T5's end mark but no start mark."""
+        ends = self.add_special_tokens and self._ids("")[-1:] == list(self.end_ids)
+        return [*self.tokenizer(self.after, add_special_tokens=False)["input_ids"], *(self.end_ids if ends else ())]
 
     def encode(self, example: Example) -> EncodedExample:
         """Token ids of an example."""
@@ -110,6 +126,17 @@ class PromptFormat:
         """Token ids of several examples."""
         return [self.encode(e) for e in examples]
 
+    def warn_of_cuts(self, were_cut: Iterable[bool], what: str) -> int:
+        """Warn if any text was cut, with how many of how many; returns the count."""
+        flags = list(were_cut)
+        if n_cut := sum(flags):
+            message = (
+                f"{n_cut} of {len(flags)} {what} are longer than the model takes and were cut to "
+                f"{self.max_input_tokens} input and {self.max_target_tokens} answer tokens"
+            )
+            warnings.warn(message, InputsWereCut, stacklevel=3)
+        return n_cut
+
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=self.add_special_tokens)["input_ids"])
 
@@ -122,7 +149,13 @@ def _surroundings(base: Base, template: str) -> tuple[str, str, str]:
     if template == "chat":
         if not has_chat:
             raise InvalidInput(f"prompt 'chat': base '{base.source.spec}' has no chat template; use plain or a text")
-        return _chat_surroundings(base.tokenizer)
+        try:
+            return _chat_surroundings(base.tokenizer)
+        except Exception as error:  # a template is a program of the model's makers
+            raise InvalidInput(
+                f"base '{base.source.spec}': its chat template fails on one user turn ({first_line(error)}); "
+                "give --prompt plain or a text"
+            ) from error
     if template == "plain":
         template = _MARK if base.family.is_seq2seq else f"{_MARK}\n"
     if template.count(_MARK) != 1:

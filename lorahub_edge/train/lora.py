@@ -57,10 +57,13 @@ class TrainSettings:
         Raises:
             InvalidInput: names the setting, what was expected and what came.
         """
-        for name in ("rank", "alpha", "epochs", "max_steps", "learning_rate", "batch_size"):
+        positive = ("rank", "alpha", "epochs", "max_steps", "learning_rate", "batch_size", "max_input_tokens")
+        for name in (*positive, "max_target_tokens"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InvalidInput(f"{name}: expected a number above 0, received {value}")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInput(f"seed: expected a number of at least 0 and below {2**32}, received {self.seed}")
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"dropout: expected 0 <= dropout < 1, received {self.dropout}")
 
@@ -111,8 +114,10 @@ def train_module(
         max_input_tokens=settings.max_input_tokens,
         max_target_tokens=settings.max_target_tokens,
     )
+    encoded = format_.encode_all(rows)
+    format_.warn_of_cuts((e.was_cut for e in encoded), "rows")
     try:
-        final_loss = _train(model, loaded, format_.encode_all(rows), settings, on_step)
+        final_loss = _train(model, loaded, encoded, settings, on_step)
         _save(model, loaded, out, {**asdict(settings), "prompt": prompt, "rows": len(rows), "final_loss": final_loss})
     finally:
         model.unload()

@@ -232,6 +232,8 @@ def test_long_examples_are_cut_and_counted(bases, module_folders):
         ({"budget": 0}, "budget: expected a number of at least 1, received 0"),
         ({"alpha": -0.1}, "alpha: expected a number of at least 0"),
         ({"alpha": float("nan")}, "alpha"),
+        ({"seed": -5}, "seed: expected a number of at least 0 and below 4294967296, received -5"),
+        ({"seed": 2**32}, "seed"),
         ({"n_examples": 0}, "n_examples"),
         ({"preset": "best"}, "preset 'best' is not known; expected edge, paper, lorahub-code"),
         ({"optimizer": "Cobila"}, "did you mean Cobyla"),
@@ -305,6 +307,27 @@ def _raises(error):
         raise error
 
     return fail
+
+
+def test_an_earlier_run_comes_back_if_the_last_step_fails(run, bases, module_folders, monkeypatch):
+    before = (run.folder / "manifest.json").read_text()
+    original = Path.rename
+
+    def rename(self, target):
+        if ".partial-" in self.name:
+            raise OSError(28, "No space left on device")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(LorahubEdgeError, match="cannot be written"):
+        lorahub_edge.adapt(str(bases["t5"]), module_folders["t5"], tiny.ROWS, out=run.folder, overwrite=True, **FAST)
+    assert (run.folder / "manifest.json").read_text() == before
+
+
+def test_an_incomplete_manifest_is_one_error(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format": "lorahub-edge-run/1"}')
+    with pytest.raises(InvalidInput, match=r"its manifest\.json is incomplete"):
+        lorahub_edge.load_adapted(tmp_path)
 
 
 def test_a_changed_base_is_noticed(bases, module_folders, tmp_path):

@@ -94,6 +94,40 @@ def test_untied_t5_is_not_scaled_even_if_its_config_says_tied(bases, tmp_path):
     assert not torch.allclose(logits(reference(folder, True), True), logits(honest.model, True), atol=0.1)
 
 
+@pytest.mark.parametrize("kind", ["t5", "t5-tied", "llama", "llama-tied"])
+def test_a_full_state_dict_is_read_like_transformers_does(bases, tmp_path, kind):
+    """It repeats a tied embedding as the head; that must not pass for a head of its own."""
+    is_seq2seq = kind.startswith("t5")
+    model = reference(bases[kind], is_seq2seq)
+    folder = tmp_path / "bin"
+    shutil.copytree(bases[kind], folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    ours = load_base(str(folder), precision="fp32", device="cpu")
+    torch.testing.assert_close(logits(ours.model, is_seq2seq), logits(model, is_seq2seq))
+
+
+def test_an_untied_llama_without_its_head_is_incomplete(bases, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["lm_head.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(UnsupportedFormat, match=r"lacks tensor lm_head\.weight"):
+        load_base(str(broken(tmp_path, bases["llama"], edit)), device="cpu")
+
+
+def test_a_t5_config_without_a_start_token_starts_with_the_pad_token(bases, tmp_path):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        del config["decoder_start_token_id"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    assert load_base(str(broken(tmp_path, bases["t5"], edit)), device="cpu").model.config.decoder_start_token_id == 0
+
+
 def test_bin_and_sharded_checkpoints_equal_safetensors(bases, tmp_path):
     model = reference(bases["llama"], False)
     expected = logits(load_base(str(bases["llama"]), device="cpu").model, False)
@@ -163,6 +197,7 @@ def truncate(folder):
         (change_config(d_ff=128), "expected shape"),
         (change_config(model_type="bert"), "model type 'bert' is not supported"),
         (lambda f: (f / "config.json").write_text("{"), "config cannot be read"),
+        (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     ],
 )
 def test_broken_bases_are_refused_with_the_reason(bases, tmp_path, edit, message):

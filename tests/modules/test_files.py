@@ -145,6 +145,12 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(folder, tmp_path, kind):
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base itself"),
         ({"r": "16"}, "r is '16'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"rank_pattern": ["q"]}, "rank_pattern is"),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern has '\(', which is no pattern"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "expected a module path or a simple pattern"),
+        ({"alpha_pattern": {"q": "abc"}}, r"alpha_pattern\['q'\] is 'abc'; expected a number"),
+        ({"alpha_pattern": {"q": float("nan")}}, r"alpha_pattern\['q'\] is nan"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'"),
         ({"r": 8}, "has rank 4, adapter_config.json says 8"),
     ],
 )
@@ -192,7 +198,7 @@ def test_a_truncated_file_is_refused(folder):
         read_module(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[1, 2]", '{"peft_type": "LORA"'])
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "[1, 2]", '{"peft_type": "LORA"'])
 def test_a_config_that_is_no_json_object_is_refused(folder, content):
     (folder / "adapter_config.json").write_text(content)
     with pytest.raises(UnsupportedFormat, match=r"adapter_config\.json"):

@@ -147,6 +147,9 @@ def test_folders_of_one_name_are_told_apart_by_their_parents(module_folders, tmp
         shutil.copytree(module_folders["t5"] / "m0", tmp_path / task / "lora")
     names = [m.name for m in load_modules([tmp_path / "cola" / "lora", tmp_path / "sst2" / "lora"])]
     assert names == ["cola/lora", "sst2/lora"]
+    shutil.copytree(tmp_path / "cola", tmp_path / "again" / "cola")
+    specs = [tmp_path / "cola" / "lora", tmp_path / "again" / "cola" / "lora"]
+    assert [m.name for m in load_modules(specs)] == [str(s) for s in specs]
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "./nowhere", "pocket/no_such_module", "a b c"])

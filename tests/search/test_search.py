@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError
 from lorahub_edge.search import make_searcher, run_search
-from lorahub_edge.search.searchers import CMA_STD_SHARE, cma_searcher
+from lorahub_edge.search.searchers import CMA_STD_SHARE, SCREEN_BATCH, cma_searcher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nevergrad.*")
 OPTIMIZERS = ["screen-cma", "cma-es", "NGOpt", "Cobyla", "OnePlusOne", "RandomSearch"]
@@ -97,8 +97,10 @@ def test_screening_looks_at_the_mean_and_every_axis_then_at_the_best_plus_every_
 
 def test_in_a_large_pool_the_second_screen_leaves_half_of_the_rest_to_cma():
     searcher = make_searcher("screen-cma", 50, bound=1.5, budget=71, seed=0)
-    first = searcher.ask(100)
-    searcher.tell(first, np.arange(51)[::-1] / 10)  # the later, the better
+    for start in range(0, 51, SCREEN_BATCH):
+        batch = searcher.ask(100)
+        assert len(batch) == min(SCREEN_BATCH, 51 - start)
+        searcher.tell(batch, 5 - np.arange(start, start + len(batch)) / 10)  # the later, the better
     second = searcher.ask(100)
     assert len(second) == 10
     assert second[0, 49] == 1.5

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from tokenizers import processors
 
 from lorahub_edge.base import load_base
 from lorahub_edge.errors import InvalidInput
@@ -62,6 +63,9 @@ def test_split_keeps_its_rows_and_those_without_one(tmp_path):
         ("t.json", '{"examples": [{"input": "a"}]}', "example 1: expected keys"),
         ("t.csv", "input,target\n", "has no examples"),
         ("t.csv", "question,answer\na,b\n", r"t\.csv:2: expected keys .*received question, answer"),
+        ("t.csv", "input,target\nwhat,yes, it is\n", r"t\.csv:2: more cells than the header"),
+        ("t.jsonl", "[" * 200_000, r"t\.jsonl:1: not JSON"),
+        ("t.jsonl", '{"input": "\\ud800 x", "target": "b"}', r"t\.jsonl:1: 'input' has half of a surrogate pair"),
         ("t.csv", "input,target\na\n", r"t\.csv:2: 'target' is NoneType"),
     ],
 )
@@ -138,6 +142,28 @@ def test_a_long_input_is_cut_on_the_right_but_keeps_what_follows_it(kind, reques
     assert words(encoded.input_ids).startswith("is one two")
     assert words(encoded.target_ids) == "yes no </s>"
     assert encoded.was_cut
+
+
+def test_a_cut_prompt_of_a_model_with_a_start_mark_has_it_once(bases):
+    base = load_base(str(bases["llama"]), device="cpu")
+    base.tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 3)]
+    )
+    format_ = PromptFormat.for_base(base, template="{input} a dog ?", max_input_tokens=8)
+    encoded = format_.encode(Example("one two three four five one two three", "yes"))
+    assert words(encoded.input_ids) == "<s> one two three four a dog ?"
+
+
+def test_a_limit_that_leaves_no_room_for_the_input_is_refused(t5):
+    with pytest.raises(InvalidInput, match="max_input_tokens: expected more than 4"):
+        PromptFormat.for_base(t5, template="is {input} a dog ?", max_input_tokens=4)
+
+
+def test_a_chat_template_that_fails_is_one_error(bases):
+    base = load_base(str(bases["llama"]), device="cpu")
+    base.tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(InvalidInput, match="its chat template fails on one user turn"):
+        PromptFormat.for_base(base)
 
 
 def test_the_chat_template_gives_the_turns_and_the_token_that_ends_them(llama):

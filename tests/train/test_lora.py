@@ -87,6 +87,8 @@ def test_padding_and_labels_stand_where_the_loss_expects_them(bases):
         ({"learning_rate": float("inf")}, "learning_rate"),
         ({"dropout": 1.0}, "dropout"),
         ({"epochs": -1}, "epochs"),
+        ({"max_input_tokens": -5}, "max_input_tokens"),
+        ({"seed": -1}, "seed"),
         ({"targets": ("query",)}, r"targets \('query',\): not layers of this base; it has SelfAttention|not layers"),
     ],
 )
