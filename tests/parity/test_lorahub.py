@@ -89,9 +89,10 @@ def test_lorahub_code_finds_the_same_coefficients_and_merged_weights(bases, modu
     assert run.search.resolved_optimizer == "Cobyla"
     assert run.search.n_evaluations == 40
     assert any(abs(c) > 0.1 for c in expected), "the search must have moved"
-    np.testing.assert_allclose(list(run.coefficients.values()), expected, atol=1e-3)
+    # objectives differ in their last float32 digits, which COBYLA's steps carry along; 7e-6 seen
+    np.testing.assert_allclose(list(run.coefficients.values()), expected, rtol=0, atol=1e-4)
     float_base = AutoModelForSeq2SeqLM.from_pretrained(bases["t5"])
     weights = dict(float_base.named_parameters())
     for name, factors in run.module.factors.items():
         ours = weights[f"{name}.weight"] + factors.delta()
-        torch.testing.assert_close(ours, merged.get_submodule(name).weight, rtol=0, atol=2e-3)
+        torch.testing.assert_close(ours, merged.get_submodule(name).weight, rtol=0, atol=2e-4)
