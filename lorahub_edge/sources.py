@@ -74,9 +74,7 @@ def _download(
             info = HfApi().model_info(repo, revision=revision)
             wanted = choose_files([sibling.rfilename for sibling in info.siblings or []])
             folder = snapshot_download(repo, revision=revision, allow_patterns=wanted)
-    except (
-        Exception
-    ) as error:  # besides its own errors the client lets through those of its HTTP library, which changes
+    except Exception as error:  # the client also lets through the errors of its HTTP library, which changes
         reason = first_line(error)
         raise InvalidInput(
             f"{kind} '{spec}': no such folder here, and the Hub did not deliver it ({reason}); "

@@ -61,12 +61,11 @@ class AdaptedModel:
 
     def predict(self, inputs: Sequence[str], *, batch_size: int = 16) -> list[str]:
         """Greedy answers to texts, in order."""
-        self.prompt.warn_of_cuts((self.prompt.encode_input(text)[1] for text in inputs), "inputs")
         return greedy_answers(
             self.base,
             self.stack,
             self.coefficients,
-            inputs,
+            self.prompt.encode_inputs(inputs, "inputs"),
             self.prompt,
             max_new_tokens=self.max_new_tokens,
             batch_size=batch_size,

@@ -20,7 +20,7 @@ def greedy_answers(
     base: Base,
     stack: ModuleStack,
     coefficients: torch.Tensor,
-    inputs: Sequence[str],
+    encoded: Sequence[Sequence[int]],
     prompt: PromptFormat,
     *,
     max_new_tokens: int,
@@ -31,15 +31,14 @@ def greedy_answers(
 
     Args:
         base, stack, coefficients: what answers; coefficients is float (n_modules,), all zero for the base alone.
-        inputs: texts, without prompt.
-        prompt: how they become tokens.
+        encoded: token ids of the prompts; see `PromptFormat.encode_inputs`.
+        prompt: says what ends an answer.
         max_new_tokens: answers are cut here.
         batch_size: inputs per call, taken in order of length so that little is padded.
         on_answered: called with the number of inputs answered by each call.
     """
-    encoded = [prompt.encode_input(text)[0] for text in inputs]
-    order = sorted(range(len(inputs)), key=lambda i: len(encoded[i]))
-    answers = [""] * len(inputs)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(encoded)
     composed = stack.compose(coefficients[None])
     side_path = SidePath(base, stack)
     with side_path.installed(), side_path.active(composed):
@@ -53,7 +52,7 @@ def greedy_answers(
     return answers
 
 
-def _generate(base: Base, prompt: PromptFormat, encoded: list[list[int]], max_new_tokens: int) -> list[str]:
+def _generate(base: Base, prompt: PromptFormat, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
     pad = _pad_token_id(base)
     length = max(map(len, encoded))
     input_ids = torch.full((len(encoded), length), pad)

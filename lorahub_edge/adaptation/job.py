@@ -140,10 +140,9 @@ class Job:
         """Exact match of every contender; an interrupt leaves the column empty but keeps the run."""
         if not self.task.test:
             return contenders
-        inputs = [e.input for e in self.task.test]
+        encoded = self.prompt.encode_inputs([e.input for e in self.task.test], "test inputs")
         targets = [e.target for e in self.task.test]
-        self.prompt.warn_of_cuts((self.prompt.encode_input(text)[1] for text in inputs), "test inputs")
-        total = len(inputs) * len(contenders)
+        total = len(encoded) * len(contenders)
         done = 0
 
         def answered(n: int) -> None:
@@ -156,7 +155,7 @@ class Job:
                 self.base,
                 stack,
                 coefficients,
-                inputs,
+                encoded,
                 self.prompt,
                 max_new_tokens=self.max_new_tokens,
                 on_answered=answered,

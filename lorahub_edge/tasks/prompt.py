@@ -126,6 +126,12 @@ class PromptFormat:
         """Token ids of several examples."""
         return [self.encode(e) for e in examples]
 
+    def encode_inputs(self, texts: Sequence[str], what: str) -> list[list[int]]:
+        """Token ids of several prompts, with a warning that counts the cut ones among `what`."""
+        encoded = [self.encode_input(text) for text in texts]
+        self.warn_of_cuts((was_cut for _, was_cut in encoded), what)
+        return [ids for ids, _ in encoded]
+
     def warn_of_cuts(self, were_cut: Iterable[bool], what: str) -> int:
         """Warn if any text was cut, with how many of how many; returns the count."""
         flags = list(were_cut)

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
+from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
 from lorahub_edge.modules import LoraModule, read_module
@@ -62,8 +63,7 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InvalidInput(f"{name}: expected a number above 0, received {value}")
-        if not 0 <= self.seed < 2**32:
-            raise InvalidInput(f"seed: expected a number of at least 0 and below {2**32}, received {self.seed}")
+        check_numbers(seed=self.seed)
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"dropout: expected 0 <= dropout < 1, received {self.dropout}")
 
