@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp,$(NATIVE))
 
-.PHONY: help demo test lint format build docs tables clean
+.PHONY: help demo test lint format build sanitize cross-check docs tables clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,8 @@ help:
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make format  write the formatting that lint asks for"
 	@echo "make build   install the package into $(VENV)"
+	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour sanitizers"
+	@echo "make cross-check  compile the kernels for aarch64 (CROSS_CXX, default aarch64-linux-gnu-g++)"
 	@echo "make docs    write docs/cli.md from the command line's parser"
 	@echo "make tables  write README's tables from bench/results"
 	@echo "make clean   remove $(VENV), builds and caches"
@@ -41,6 +43,23 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(CPP)
 
 build: $(VENV)/.installed
+
+# The sanitizers' runtime has to be in the process before Python itself: the extension is only loaded later.
+sanitize: $(VENV)/.installed-dev
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DLORAHUB_EDGE_SANITIZE=ON -DLORAHUB_EDGE_CUDA=OFF \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DPython_EXECUTABLE=$$($(BIN)/python -c 'import sys; print(sys.executable)')
+	$(BIN)/cmake --build build/sanitize
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=tests/sanitize LORAHUB_EDGE_SANITIZED=$(CURDIR)/build/sanitize \
+	  $(BIN)/python -m pytest -q tests/kernels --ignore-glob='*cuda*'
+
+CROSS_CXX ?= aarch64-linux-gnu-g++
+cross-check:
+	mkdir -p build/cross-check
+	for source in csrc/parallel.cpp csrc/kernels/cpu/*.cpp; do \
+	  $(CROSS_CXX) -std=c++17 -O3 -Wall -Wextra -Werror -ffp-contract=off -Wno-maybe-uninitialized -DLORAHUB_EDGE_ISA=baseline \
+	    -c $$source -o build/cross-check/$$(basename $$source).o || exit 1; \
+	done
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_cli.py

@@ -19,13 +19,40 @@ struct bfloat16 {
   std::uint16_t bits;
 };
 
-enum class DType { float32, bfloat16 };
+// Largest code: the range is symmetric, -128 is never used.
+constexpr int kMaxCode = 127;
+
+enum class DType { float32, bfloat16, int8, int32 };
 
 inline const char* name_of(DType dtype) {
-  return dtype == DType::float32 ? "float32" : "bfloat16";
+  switch (dtype) {
+    case DType::float32:
+      return "float32";
+    case DType::bfloat16:
+      return "bfloat16";
+    case DType::int8:
+      return "int8";
+    case DType::int32:
+      return "int32";
+  }
+  return "unknown";
 }
 
-// Guards what would be memory-unsafe. Messages for users are made in kernels/ops.py, above the native code.
+// Where an op runs: the trailing argument of every kernel.
+namespace cpu {
+struct Where {
+  index_t n_threads;
+};
+}  // namespace cpu
+
+namespace cuda {
+struct Where {
+  int device;
+  void* stream;  // a cudaStream_t of that device
+};
+}  // namespace cuda
+
+// Guards what would be memory-unsafe. Messages for users are made in kernels/, above the native code.
 inline void check(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }

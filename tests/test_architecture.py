@@ -59,6 +59,6 @@ def test_search_knows_numbers_only():
         assert not {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "peft"}
 
 
-def test_only_ops_imports_the_extension():
+def test_only_routes_imports_the_extensions():
     users = [p.name for p in PACKAGE.rglob("*.py") if "_native" in p.read_text()]
-    assert users == ["ops.py"]
+    assert users == ["routes.py"]

@@ -43,3 +43,58 @@ def int8_rows_error(row_scale: Float64, absmax: Float64) -> Float64:
     Each is relative to at most absmax; a row_scale that underflows adds 127 halves of the smallest float32.
     """
     return row_scale / 2 + 3 * ROUNDOFF_FLOAT32 * absmax + 127 * TINY_FLOAT32
+
+
+def injected_value_error(base: Float64, magnitude: Float64, rank: int) -> Float64:
+    """base + delta in float32, as inject_delta computes it, against the exact sum.
+
+    Per term scaling * B, times A, and the sum over the rank; then code * row_scale, and the last addition: no term
+    passes more than rank + 3 roundings.
+
+    Args:
+        base: abs(code * row_scale), per element.
+        magnitude: sum over the rank of abs(scaling * B * A), per element.
+        rank: of the delta.
+    """
+    return dot_error(base + magnitude, rank + 3)
+
+
+def injected_code_error(value_error: Float64, step: Float64, *, stochastic: bool) -> Float64:
+    """A new int8 value against the exact sum: what the float32 value may be off, and half a step, or a whole one.
+
+    value / step and code * step are rounded, each by at most a unit roundoff of 127 steps; a value up to 127.5 steps
+    of a scale that was rounded down.
+    """
+    return value_error + step * ((1.0 if stochastic else 0.5) + 4 * 127 * ROUNDOFF_FLOAT32)
+
+
+def injected_report_error(
+    report: Float64, value_error: Float64, step: Float64, delta: Float64, n_columns: int
+) -> Float64:
+    """The report of inject_delta against the same numbers in float64 from exact deltas and the values received.
+
+    With q the norm of all elementwise errors (the value's, and 4 roundings of 127 steps) over the norm of the delta,
+    and g the error of a float32 sum over the columns and of the few operations on it:
+
+        rms       off by (q + g) rms
+        error     off by q, and by (q + g) of itself
+        survived  off by q + q error, and by (2 q + g) of its term in the error
+
+    Args:
+        report: rows rms, error, survived in float64, (3, rows).
+        value_error: `injected_value_error`, (rows, columns).
+        step: new scales, (rows, 1).
+        delta: exact, (rows, columns).
+        n_columns: terms of the sums.
+    """
+    norm = np.sqrt((delta**2).sum(axis=1))
+    per_element = value_error + 4 * 127 * ROUNDOFF_FLOAT32 * step
+    q = np.sqrt((per_element**2).sum(axis=1)) / np.where(norm == 0, 1, norm)
+    g = (n_columns + 8) * ROUNDOFF_FLOAT32
+    rms, error, survived = report
+    return np.stack([(q + g) * rms, q + (q + g) * error, q * (1 + error) + (2 * q + g) * np.abs(survived - 1) + g])
+
+
+def epilogue_error(magnitude: Float64, rank: int) -> Float64:
+    """int8_epilogue in float32: product to float32, two scales, a bias and a sum over the rank, all rounded."""
+    return dot_error(magnitude, rank + 4)

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "device.h"
+
 namespace py = pybind11;
 
 namespace lorahub_edge::bindings {
@@ -14,7 +16,7 @@ std::string text_of(const std::vector<index_t>& numbers) {
 }
 
 std::string text_of(dlpack::DataType dtype) {
-  const char* kind = dtype.code == 0                 ? "int"
+  const char* kind = dtype.code == dlpack::kInt      ? "int"
                      : dtype.code == 1               ? "uint"
                      : dtype.code == dlpack::kFloat  ? "float"
                      : dtype.code == dlpack::kBfloat ? "bfloat"
@@ -22,16 +24,32 @@ std::string text_of(dlpack::DataType dtype) {
   return kind + std::to_string(dtype.bits);
 }
 
-// Producers older than DLPack 1.0 know no max_version and answer with a legacy capsule.
+// Producers older than DLPack 1.0 know no max_version and answer with a legacy capsule. On CUDA the kernel runs in the
+// producer's own current stream (ops.py passes it), so the producer has nothing to wait for: stream -1 says so.
 py::capsule capsule_of(const py::object& producer) {
   const py::object export_ = producer.attr("__dlpack__");
+  py::dict arguments;
+  if (kDeviceType == dlpack::kCuda) arguments["stream"] = -1;
+  py::dict versioned(**arguments);
+  versioned["max_version"] = py::make_tuple(dlpack::kMajorVersion, 0);
   try {
-    return export_(py::arg("max_version") = py::make_tuple(dlpack::kMajorVersion, 0));
+    return export_(**versioned);
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) throw;
   }
-  return export_();
+  return export_(**arguments);
 }
+
+struct DTypeFacts {
+  DType dtype;
+  std::uint8_t code;
+  std::uint8_t bits;
+};
+
+constexpr DTypeFacts kDTypes[] = {{DType::float32, dlpack::kFloat, 32},
+                                  {DType::bfloat16, dlpack::kBfloat, 16},
+                                  {DType::int8, dlpack::kInt, 8},
+                                  {DType::int32, dlpack::kInt, 32}};
 
 bool is_contiguous(const dlpack::Tensor& tensor) {
   if (tensor.strides == nullptr) return true;
@@ -48,13 +66,7 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
 }  // namespace
 
 Array::Array(const py::object& producer, ArrayName name, Access access) : name_(name) {
-  if (!py::hasattr(producer, "__dlpack__") || !py::hasattr(producer, "__dlpack_device__")) {
-    refuse("an array that speaks DLPack", py::str(py::type::of(producer)));
-  }
-  const auto device = producer.attr("__dlpack_device__")().cast<py::tuple>();
-  if (device[0].cast<int>() != dlpack::kCpu) {
-    refuse("an array in CPU memory", "DLPack device type " + std::to_string(device[0].cast<int>()));
-  }
+  if (!py::hasattr(producer, "__dlpack__")) refuse("an array that speaks DLPack", py::str(py::type::of(producer)));
   try {
     take(capsule_of(producer), access);
   } catch (...) {
@@ -103,8 +115,9 @@ void Array::take(const py::capsule& capsule, Access access) {
 void Array::read(const dlpack::Tensor& tensor) {
   shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
   dtype_ = tensor.dtype;
-  if (tensor.device.device_type != dlpack::kCpu) {
-    refuse("an array in CPU memory", "DLPack device type " + std::to_string(tensor.device.device_type));
+  device_ = tensor.device.device_id;
+  if (tensor.device.device_type != kDeviceType) {
+    refuse(kMemory, "DLPack device type " + std::to_string(tensor.device.device_type));
   }
   if (!is_contiguous(tensor)) {
     const std::vector<index_t> strides(tensor.strides, tensor.strides + tensor.ndim);
@@ -118,24 +131,17 @@ void Array::read(const dlpack::Tensor& tensor) {
 }
 
 DType Array::dtype() const {
-  if (holds(DType::float32)) return DType::float32;
-  if (holds(DType::bfloat16)) return DType::bfloat16;
-  refuse("float32 or bfloat16", text_of(dtype_));
+  for (const DTypeFacts& facts : kDTypes) {
+    if (dtype_.lanes == 1 && dtype_.code == facts.code && dtype_.bits == facts.bits) return facts.dtype;
+  }
+  refuse("float32, bfloat16, int8 or int32", text_of(dtype_));
 }
 
-bool Array::holds(DType dtype) const {
-  const bool is_float32 = dtype == DType::float32;
-  return dtype_.lanes == 1 && dtype_.code == (is_float32 ? dlpack::kFloat : dlpack::kBfloat) &&
-         dtype_.bits == (is_float32 ? 32 : 16);
-}
-
-const float* Array::float_data() const {
-  return mutable_float_data();
-}
-
-float* Array::mutable_float_data() const {
-  if (!holds(DType::float32)) refuse("float32", text_of(dtype_));
-  return static_cast<float*>(data_);
+void Array::expect_dtype(DType expected) const {
+  for (const DTypeFacts& facts : kDTypes) {
+    if (facts.dtype == expected && dtype_.lanes == 1 && dtype_.code == facts.code && dtype_.bits == facts.bits) return;
+  }
+  refuse(name_of(expected), text_of(dtype_));
 }
 
 void Array::expect_dims(std::size_t n_dims) const {

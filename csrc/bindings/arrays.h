@@ -19,9 +19,10 @@ struct ArrayName {
   const char* argument;
 };
 
-// A borrowed C-contiguous CPU array. Holds the producer's tensor and gives it back exactly once; construct and destroy
-// it with the GIL held. Refused, with what was expected and what came: another device, strides, an address that is
-// not a multiple of the element size, a read-only array where one is written.
+// A borrowed C-contiguous array in the memory that this extension module computes in: the CPU's, or a CUDA device's
+// (kDeviceType, device.h). Holds the producer's tensor and gives it back exactly once; construct and destroy it with
+// the GIL held. Refused, with what was expected and what came: another kind of memory, strides, an address that is not
+// a multiple of the element size, a read-only array where one is written.
 class Array {
  public:
   Array(const pybind11::object& producer, ArrayName name, Access access);
@@ -34,29 +35,56 @@ class Array {
   // The array's dtype; throws if it is none that kernels know.
   DType dtype() const;
 
-  // Pointers to float32; throw if it is another dtype.
-  const float* float_data() const;
-  float* mutable_float_data() const;
+  // The CUDA device; 0 on the CPU.
+  int device() const { return device_; }
 
-  const void* data() const { return data_; }
+  // The data as T (float, bfloat16, std::int8_t, std::int32_t); throws if it is another dtype.
+  template <typename T>
+  T* data_of() const {
+    expect_dtype(dtype_named<T>());
+    return static_cast<T*>(data_);
+  }
 
-  // Throws unless the shape is as given.
+  void* data() const { return data_; }
+
+  // Throw unless the shape is as given.
   void expect_shape(const std::vector<index_t>& expected) const;
   void expect_dims(std::size_t n_dims) const;
 
  private:
+  template <typename T>
+  static constexpr DType dtype_named();
+
   void take(const pybind11::capsule& capsule, Access access);
   void read(const dlpack::Tensor& tensor);
   void release() noexcept;
-  bool holds(DType dtype) const;
+  void expect_dtype(DType dtype) const;
   [[noreturn]] void refuse(const std::string& expected, const std::string& received) const;
 
   ArrayName name_;
   std::vector<index_t> shape_;
   dlpack::DataType dtype_{};
+  int device_ = 0;
   void* data_ = nullptr;
   dlpack::ManagedTensor* legacy_ = nullptr;
   dlpack::ManagedTensorVersioned* versioned_ = nullptr;
 };
+
+template <>
+constexpr DType Array::dtype_named<float>() {
+  return DType::float32;
+}
+template <>
+constexpr DType Array::dtype_named<bfloat16>() {
+  return DType::bfloat16;
+}
+template <>
+constexpr DType Array::dtype_named<std::int8_t>() {
+  return DType::int8;
+}
+template <>
+constexpr DType Array::dtype_named<std::int32_t>() {
+  return DType::int32;
+}
 
 }  // namespace lorahub_edge::bindings

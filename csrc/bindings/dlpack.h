@@ -6,6 +6,8 @@
 namespace lorahub_edge::dlpack {
 
 constexpr std::int32_t kCpu = 1;
+constexpr std::int32_t kCuda = 2;
+constexpr std::uint8_t kInt = 0;
 constexpr std::uint8_t kFloat = 2;
 constexpr std::uint8_t kBfloat = 4;
 constexpr std::uint32_t kMajorVersion = 1;

@@ -1,4 +1,4 @@
-// The extension module lorahub_edge._native. Only lorahub_edge/kernels/ops.py imports it.
+// The extension module lorahub_edge._native. Only lorahub_edge/kernels/routes.py imports it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,5 +19,5 @@ PYBIND11_MODULE(_native, module) {
         return names;
       },
       "The instruction sets that this build has and this machine runs, narrowest first.");
-  lorahub_edge::bindings::register_compose_factors(module);
+  lorahub_edge::bindings::register_ops(module);
 }

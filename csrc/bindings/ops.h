@@ -1,4 +1,4 @@
-// One function per op: adds it to the extension module. Each has its own file in this folder.
+// One function per file of this folder that holds ops: adds them to the extension module.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,5 +6,15 @@
 namespace lorahub_edge::bindings {
 
 void register_compose_factors(pybind11::module_& module);
+void register_inject_delta(pybind11::module_& module);
+void register_int8_rows(pybind11::module_& module);
+void register_int8_epilogue(pybind11::module_& module);
+
+inline void register_ops(pybind11::module_& module) {
+  register_compose_factors(module);
+  register_inject_delta(module);
+  register_int8_rows(module);
+  register_int8_epilogue(module);
+}
 
 }  // namespace lorahub_edge::bindings

@@ -1,9 +1,10 @@
 // compose_factors: the weighted sums of the modules' stacked factors, for several candidates in one pass.
 //
-//   out[c, j] = sum_k coefficients[c, k] * stack[k, j]      k = 0 .. n_modules - 1, in this order
+//   out[c, b * block + j] = sum_k coefficients[c, k] * stack[b, k, j]      k = 0 .. n_modules - 1, in this order
 //
-// Products and sums are float32, one sum per element: the result does not depend on the thread count, nor on which
-// other candidates are in the call. A zero coefficient is multiplied like any other. The twin is
+// The stack is interleaved: the same `block` values of all modules lie together, so that one pass over it is one
+// sequential stream. Products and sums are float32, one sum per element: the result does not depend on the thread
+// count, nor on which other candidates are in the call. A zero coefficient is multiplied like any other. The twin is
 // lorahub_edge/kernels/reference.py; the portable variant equals it bit for bit, variants with fused multiply-add round
 // once where the twin rounds twice.
 #pragma once
@@ -13,18 +14,22 @@
 namespace lorahub_edge {
 
 struct ComposeFactorsArgs {
-  const void* stack;          // [n_modules, n_values], stack_dtype
+  const void* stack;          // [n_blocks, n_modules, block], stack_dtype
   const float* coefficients;  // [n_candidates, n_modules]
-  float* out;                 // [n_candidates, n_values], overlaps neither input
+  float* out;                 // [n_candidates, n_blocks * block], overlaps neither input
   DType stack_dtype;
   index_t n_candidates;
   index_t n_modules;
-  index_t n_values;
+  index_t n_blocks;
+  index_t block;
 };
 
 namespace cpu {
+void compose_factors(const ComposeFactorsArgs& args, Where where);
+}
 
-void compose_factors(const ComposeFactorsArgs& args, index_t n_threads);
+namespace cuda {
+void compose_factors(const ComposeFactorsArgs& args, Where where);
+}
 
-}  // namespace cpu
 }  // namespace lorahub_edge

@@ -1,4 +1,7 @@
-"""ModuleStack: all A and B factors of all modules in one block, row k = module k, laid out for the compose kernel.
+"""ModuleStack: all A and B factors of all modules in one block of memory, laid out for the compose kernel.
+
+A module's values stand in a row: the factors of one target after the other, each padded with zeros to whole blocks of
+BLOCK values. In memory the rows are interleaved block by block, so that composing reads one sequential stream.
 
 LoRAHub's rule needs one rank and one scaling per target. Modules that differ are brought to a common form without
 changing what any of them does alone: ranks by rows of zeros, scalings by moving the ratio into the factors.
@@ -14,8 +17,10 @@ import torch
 
 from lorahub_edge.base import Base
 from lorahub_edge.errors import IncompatibleModules
-from lorahub_edge.kernels import ops
+from lorahub_edge.kernels import memory, ops
 from lorahub_edge.modules.files import LoraFactors, LoraModule
+
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Target:
         name: module path in the base.
         rank: the largest rank among the modules.
         scaling: common to all modules of this target.
-        a_offset, b_offset: first value of A (rank * in_features) and of B (out_features * rank) in a row.
+        a_offset, b_offset: first value of A (rank * in_features) and of B (out_features * rank) in a row; multiples
+            of BLOCK.
     """
 
     name: str
@@ -36,6 +42,16 @@ class Target:
     scaling: float
     a_offset: int
     b_offset: int
+
+    @property
+    def a_blocks(self) -> slice:
+        """The blocks of a row that hold A."""
+        return slice(self.a_offset // BLOCK, _n_blocks(self.a_offset + self.rank * self.in_features))
+
+    @property
+    def b_blocks(self) -> slice:
+        """The blocks of a row that hold B."""
+        return slice(self.b_offset // BLOCK, _n_blocks(self.b_offset + self.rank * self.out_features))
 
     def A(self, rows: torch.Tensor) -> torch.Tensor:
         """View of the A factors: (n, values) -> (n, rank, in_features)."""
@@ -55,7 +71,7 @@ class ModuleStack:
     Attributes:
         names: module names, row order.
         targets: every target that any module changes, in the base's order.
-        values: float32 (n_modules, n_values), on the base's device.
+        values: float32 (n_blocks, n_modules, BLOCK), on the base's device.
     """
 
     names: tuple[str, ...]
@@ -71,16 +87,19 @@ class ModuleStack:
         """
         _check(modules, base)
         targets = _layout(modules, base)
-        n_values = sum(t.rank * (t.in_features + t.out_features) for t in targets)
-        values = torch.zeros(len(modules), n_values, dtype=torch.float32)
-        for row, module in enumerate(modules):
+        n_blocks = targets[-1].b_blocks.stop if targets else 0
+        values = memory.zeros((n_blocks, len(modules), BLOCK), torch.float32)
+        row = torch.empty(1, n_blocks * BLOCK)
+        for k, module in enumerate(modules):
+            row.zero_()
             for target in targets:
                 if target.name in module.factors:
-                    _place(values[row : row + 1], target, module.factors[target.name])
+                    _place(row, target, module.factors[target.name])
+            values[:, k] = row.view(n_blocks, BLOCK)
         return cls(tuple(m.name for m in modules), tuple(targets), values.to(base.device))
 
     def compose(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Factor-wise sums for each candidate: float32 (n_candidates, n_values) = coefficients @ values.
+        """Factor-wise sums for each candidate: float32 (n_candidates, n_blocks * BLOCK), rows as `Target` reads them.
 
         Meaning, per target: A(c) = sum_k c[k] A[k], B(c) = sum_k c[k] B[k], delta = scaling * B(c) @ A(c).
 
@@ -98,10 +117,7 @@ class ModuleStack:
         return LoraModule(name, factors)
 
     def __repr__(self) -> str:
-        n, p = self.values.shape
-        return (
-            f"ModuleStack({n} modules, {len(self.targets)} targets, {n * p * self.values.element_size() / 1e6:.1f} MB)"
-        )
+        return f"ModuleStack({len(self.names)} modules, {len(self.targets)} targets, {self.values.nbytes / 1e6:.1f} MB)"
 
 
 def _check(modules: Sequence[LoraModule], base: Base) -> None:
@@ -135,10 +151,14 @@ def _layout(modules: Sequence[LoraModule], base: Base) -> list[Target]:
             continue
         rank = max(f.rank for f in present)
         scaling = next((f.scaling for f in present if f.scaling != 0), 1.0)
-        b_offset = offset + rank * in_features
+        b_offset = BLOCK * _n_blocks(offset + rank * in_features)
         targets.append(Target(name, rank, in_features, out_features, scaling, offset, b_offset))
-        offset = b_offset + rank * out_features
+        offset = BLOCK * _n_blocks(b_offset + rank * out_features)
     return targets
+
+
+def _n_blocks(n_values: int) -> int:
+    return -(-n_values // BLOCK)
 
 
 def _place(row: torch.Tensor, target: Target, factors: LoraFactors) -> None:
@@ -159,9 +179,20 @@ def random_modules(stack: ModuleStack, seed: int) -> ModuleStack:
     Source: arXiv:2602.12323 finds that randomly initialised LoRAs merge about as well as trained ones.
     """
     rng = torch.Generator().manual_seed(seed)
-    values = torch.empty_like(stack.values)
+    values = torch.zeros_like(stack.values)
     for target in stack.targets:
-        for real, noise in ((target.A(stack.values), target.A(values)), (target.B(stack.values), target.B(values))):
-            rms = real.square().mean(dim=(1, 2), keepdim=True).sqrt()
-            noise.copy_(torch.randn(real.shape, generator=rng).to(real.device) * rms)
+        for blocks, n_values in (
+            (target.a_blocks, target.rank * target.in_features),
+            (target.b_blocks, target.rank * target.out_features),
+        ):
+            real = rows_of(stack.values[blocks])
+            rms = real[:, :n_values].square().mean(dim=1, keepdim=True).sqrt()
+            noise = torch.zeros_like(real)
+            noise[:, :n_values] = torch.randn((len(real), n_values), generator=rng).to(real.device) * rms
+            values[blocks] = noise.view(len(real), -1, BLOCK).transpose(0, 1)
     return ModuleStack(stack.names, stack.targets, values)
+
+
+def rows_of(values: torch.Tensor) -> torch.Tensor:
+    """Interleaved blocks (n_blocks, n_modules, BLOCK) as rows, a copy: (n_modules, n_blocks * BLOCK)."""
+    return values.transpose(0, 1).flatten(1)

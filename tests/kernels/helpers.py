@@ -1,6 +1,11 @@
 """Data and helpers for the kernels' tests."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 SIZES = (0, 1, 3, 31, 32, 33, 257)
@@ -24,3 +29,21 @@ def assert_within(actual: NDArray[np.float32], expected: NDArray[np.floating], b
     error = np.abs(actual.astype(np.float64) - expected)
     wrong = np.argwhere(~(error <= bound))
     assert not len(wrong), f"{len(wrong)} elements off, the first at {wrong[0]}: {error[tuple(wrong[0])]}"
+
+
+def run_with_isa(isa: str, script: str) -> None:
+    """Run a script in a process that uses one instruction set: the choice is made once per process.
+
+    It must print nothing but "checked" and the instruction set that it saw, so that a script that checks nothing fails.
+    """
+    environment = {**os.environ, "LORAHUB_EDGE_ISA": isa}
+    script += '\nfrom lorahub_edge.kernels import ops\nprint("checked", ops.isa())\n'
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"checked {isa}\n"
+
+
+def assert_same_bytes(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    assert torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -1,4 +1,4 @@
-"""quantize_rows and dequantize_rows: torch against the NumPy twins, hand-worked integers, and bitsandbytes."""
+"""quantize_rows and dequantize_rows: the kernels against the NumPy twins, hand-worked integers, and bitsandbytes."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
+from lorahub_edge import _native
 from lorahub_edge.kernels import ops, reference
 from tests import tolerances
-from tests.kernels.helpers import SIZES, assert_within, hard_matrix
+from tests.kernels.helpers import SIZES, assert_same_bytes, assert_within, hard_matrix, run_with_isa
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -44,6 +45,44 @@ def assert_quantized_as_twin(weight: torch.Tensor) -> None:
 @pytest.mark.parametrize("n_rows", SIZES)
 def test_equals_twin(n_rows: int, n_columns: int, dtype: torch.dtype) -> None:
     assert_quantized_as_twin(weight_of(n_rows, n_columns, dtype))
+
+
+@pytest.mark.parametrize("isa", _native.runnable_isas())
+def test_each_instruction_set(isa: str) -> None:
+    script = """
+import numpy as np
+import torch
+from tests.kernels.test_int8_rows import assert_quantized_as_twin, test_values_are_rounded_once_to_the_dtype, weight_of
+for dtype in (torch.float32, torch.bfloat16):
+    for shape in ((3, 1), (33, 31), (33, 257), (2, 4099)):
+        assert_quantized_as_twin(weight_of(*shape, dtype))
+    test_values_are_rounded_once_to_the_dtype(dtype)
+smallest = float(np.finfo(np.float32).smallest_subnormal)
+assert_quantized_as_twin(torch.tensor([[63.0, 0.0], [64.0, -1.0], [190.0, -190.0]]) * smallest)
+"""
+    run_with_isa(isa, script)
+
+
+def test_result_does_not_depend_on_threads() -> None:
+    weight = weight_of(257, 1027)
+    alone = ops.quantize_rows(weight, n_threads=1)
+    for n_threads in (2, 3, 16):
+        shared = ops.quantize_rows(weight, n_threads=n_threads)
+        for a, b in zip(alone, shared, strict=True):
+            assert_same_bytes(a, b)
+        assert_same_bytes(ops.dequantize_rows(*alone, n_threads=n_threads), ops.dequantize_rows(*alone, n_threads=1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n_columns", [1, 5, 16, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_that_are_not_finite_show_in_their_scale(dtype: torch.dtype, n_columns: int, value: float) -> None:
+    """Wherever in the row they stand, also before and behind larger numbers; other rows are as they were."""
+    for column in {0, n_columns // 2, n_columns - 1}:
+        x = torch.ones(3, n_columns, dtype=dtype)
+        x[1, column] = value
+        _, row_scale = ops.quantize_activations(x)
+        assert torch.isfinite(row_scale).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("layout", [lambda w: w.T, lambda w: w[:, ::3], lambda w: w[1::2], lambda w: w[:, 5:20]])
@@ -127,9 +166,9 @@ def test_refuses_float64_beyond_float32() -> None:
 
 
 def test_refuses_types_and_shapes() -> None:
-    with pytest.raises(TypeError, match="quantize_rows: expected a float weight, received int8"):
+    with pytest.raises(TypeError, match="quantize_rows: expected a float tensor, received int8"):
         ops.quantize_rows(torch.zeros(2, 2, dtype=torch.int8))
-    with pytest.raises(ValueError, match=r"quantize_rows: expected weight of shape .*, received \(2,\)"):
+    with pytest.raises(ValueError, match=r"quantize_rows: expected a tensor of shape .*, received \(2,\)"):
         ops.quantize_rows(torch.zeros(2))
     codes, row_scale = ops.quantize_rows(torch.ones(2, 3))
     with pytest.raises(TypeError, match=r"dequantize_rows: .*, received float32, float32, float32"):

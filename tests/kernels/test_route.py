@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from lorahub_edge.errors import InvalidInput, KernelUnavailable
-from lorahub_edge.kernels import ops
+from lorahub_edge.kernels import ops, routes
 
 
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the extension had not been installed."""
-    monkeypatch.setattr(ops, "_import_native", lambda: ImportError("no module named _native"))
+    monkeypatch.setattr(routes, "import_extension", lambda _: ImportError("no module named _native"))
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +24,19 @@ def test_native_is_the_default() -> None:
     assert ops.isa() in ("baseline", "avx2", "avx512")
 
 
-def test_other_devices_are_named() -> None:
-    assert ops.route(torch.device("cuda", 1)) == "torch-cuda"
+def test_other_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ops.route("mps") == "torch-mps"
+    monkeypatch.setattr(routes, "import_extension", lambda device_type: f"an extension for {device_type}")
+    assert ops.route(torch.device("cuda", 1)) == "native-cuda"
+    monkeypatch.setattr(routes, "import_extension", lambda _: ImportError("no module named _native_cuda"))
     assert ops.route("cuda") == "torch-cuda"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    stack, out = torch.arange(6.0).reshape(2, 3).to(dtype), torch.full((1, 3), torch.nan)
+    stack, out = torch.arange(6.0).reshape(1, 2, 3).to(dtype), torch.full((1, 3), torch.nan)
     monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
-    monkeypatch.setattr(ops, "_import_native", lambda: pytest.fail("the extension was asked for"))
+    monkeypatch.setattr(routes, "import_extension", lambda _: pytest.fail("the extension was asked for"))
     assert ops.route("cpu") == "reference"
     assert ops.isa() == "numpy"
     assert ops.compose_factors(stack, [[2.0, 10.0]], out=out) is out
@@ -43,13 +46,13 @@ def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, dtype: torc
 @pytest.mark.usefixtures("no_native")
 def test_missing_extension_is_visible() -> None:
     assert ops.route("cpu") == "reference"
-    np.testing.assert_array_equal(ops.compose_factors(torch.ones(2, 1), [[2.0, 10.0]]), [[12]])
+    np.testing.assert_array_equal(ops.compose_factors(torch.ones(1, 2, 1), [[2.0, 10.0]]), [[12]])
 
 
 @pytest.mark.usefixtures("no_native")
 def test_missing_extension_is_an_error_where_it_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "native")
-    for call in (lambda: ops.route("cpu"), ops.isa, lambda: ops.compose_factors(torch.ones(2, 1), [[2.0, 10.0]])):
+    for call in (lambda: ops.route("cpu"), ops.isa, lambda: ops.compose_factors(torch.ones(1, 2, 1), [[2.0, 10.0]])):
         with pytest.raises(
             KernelUnavailable, match=r"cannot be imported \(no module named _native\); install the package"
         ):

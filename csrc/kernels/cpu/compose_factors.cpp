@@ -1,44 +1,53 @@
-// compose_factors on the CPU: picks the instruction set, shares the columns out to threads. The loops are in
-// compose_factors.isa.cpp.
+// compose_factors on the CPU: shares the blocks of the stack out to threads. The loops are in compose_factors.isa.cpp.
 #include "../compose_factors.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "../../dispatch.h"
 #include "../../parallel.h"
-#include "compose_factors_range.h"
-#include "isa.h"
+#include "isa_kernels.h"
 
 namespace lorahub_edge::cpu {
 namespace {
 
-// Multiply-adds that take some hundred microseconds: below this a thread costs more than it saves.
+// Multiply-adds that take some hundred microseconds: below this waking a thread costs more than it saves.
 constexpr index_t kMinWorkPerThread = index_t{1} << 20;
 
-template <typename T>
-ComposeFactorsRange<T> range_kernel(Isa isa) {
-  switch (isa) {
-#define LORAHUB_EDGE_PICK(isa) \
-  case Isa::isa:               \
-    return isa::compose_factors_range<T>;
-    LORAHUB_EDGE_FOR_EACH_ISA(LORAHUB_EDGE_PICK)
-#undef LORAHUB_EDGE_PICK
+// Outputs above this do not stay in a core's caches, so they are written past them.
+constexpr index_t kStreamBytes = index_t{4} << 20;
+
+constexpr std::uintptr_t kStreamAlignment = 64;
+
+std::vector<float> transposed(const ComposeFactorsArgs& args) {
+  std::vector<float> by_module(static_cast<std::size_t>(args.n_modules * args.n_candidates));
+  for (index_t c = 0; c < args.n_candidates; ++c) {
+    for (index_t k = 0; k < args.n_modules; ++k) {
+      by_module[static_cast<std::size_t>(k * args.n_candidates + c)] = args.coefficients[c * args.n_modules + k];
+    }
   }
-  throw std::runtime_error("compose_factors: no kernel for this instruction set");
+  return by_module;
+}
+
+bool may_stream(const ComposeFactorsArgs& args) {
+  const index_t row_bytes = args.n_blocks * args.block * static_cast<index_t>(sizeof(float));
+  const index_t block_bytes = args.block * static_cast<index_t>(sizeof(float));
+  const bool aligned = reinterpret_cast<std::uintptr_t>(args.out) % kStreamAlignment == 0 &&
+                       row_bytes % kStreamAlignment == 0 && block_bytes % kStreamAlignment == 0;
+  return aligned && row_bytes * args.n_candidates >= kStreamBytes;
 }
 
 }  // namespace
 
-void compose_factors(const ComposeFactorsArgs& args, index_t n_threads) {
-  // Threads get whole tiles, so an element is computed by the same instructions whoever computes it.
-  const index_t n_tiles = (args.n_values + kTileValues - 1) / kTileValues;
-  const index_t work_per_tile = kTileValues * std::max<index_t>(1, args.n_candidates * args.n_modules);
-  const index_t min_tiles = (kMinWorkPerThread + work_per_tile - 1) / work_per_tile;
-  dispatch_stack_dtype("compose_factors", args.stack_dtype, [&](auto tag) {
+void compose_factors(const ComposeFactorsArgs& args, Where where) {
+  const std::vector<float> by_module = transposed(args);
+  const ComposeRange range{args, by_module.data(), may_stream(args)};
+  const index_t work_per_block = std::max<index_t>(1, args.block * args.n_candidates * args.n_modules);
+  const index_t min_blocks = (kMinWorkPerThread + work_per_block - 1) / work_per_block;
+  dispatch_dtype<float, bfloat16>("compose_factors", "stack", args.stack_dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto kernel = range_kernel<T>(active_isa());
-    parallel_for(n_tiles, n_threads, min_tiles, [&](index_t first_tile, index_t last_tile) {
-      kernel(args, first_tile * kTileValues, std::min(last_tile * kTileValues, args.n_values));
+    parallel_for(args.n_blocks, where.n_threads, min_blocks, [&](index_t first, index_t last) {
+      on_active_isa([&](auto isa) { decltype(isa)::template compose_blocks<T>(range, first, last); });
     });
   });
 }

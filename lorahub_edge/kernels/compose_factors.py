@@ -1,0 +1,94 @@
+"""compose_factors: arguments checked, then handed to the route that computes (see routes.py)."""
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+
+from lorahub_edge.kernels import reference
+from lorahub_edge.kernels.checks import dtype_name, expect, expect_apart, expect_tensor, expect_threads
+from lorahub_edge.kernels.routes import native_for
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Coefficients: TypeAlias = "ArrayLike | torch.Tensor"
+
+STACK_DTYPES = (torch.float32, torch.bfloat16)
+
+_OP = "compose_factors"
+
+
+def compose_factors(
+    stack: torch.Tensor,
+    coefficients: Coefficients,
+    *,
+    out: torch.Tensor | None = None,
+    n_threads: int | None = None,
+) -> torch.Tensor:
+    """Weighted sums of the modules' stacked factors, for several candidates in one pass over the stack.
+
+    Meaning, in float32, the sum taken from the first module to the last:
+
+        out[c, b * block + j] = sum_k(coefficients[c, k] * stack[b, k, j])
+
+    Args:
+        stack: float32 or bfloat16 (n_blocks, n_modules, block), C-contiguous, finite. Not changed. Interleaved: each
+            block of values of all modules lies together, so that one pass reads memory as one sequential stream.
+            Blocks of 128 values are fastest.
+        coefficients: (n_candidates, n_modules), any real dtype and device; each is rounded once to float32.
+        out: float32 (n_candidates, n_blocks * block), C-contiguous, on the stack's device, not overlapping the stack:
+            written and returned. A new tensor if None.
+        n_threads: CPU threads, at least 1; torch.get_num_threads() if None. The result does not depend on it.
+
+    Returns:
+        float32 (n_candidates, n_blocks * block) on the stack's device. All-zero coefficients give exact zeros. Equal
+        inputs give equal bytes on one device and instruction set; see `isa`.
+
+    Raises:
+        ValueError: shape, layout, overlap or device is not as above, or a coefficient is not finite in float32.
+        TypeError: a dtype is not as above.
+        KernelUnavailable, InvalidInput: see `route` and `isa`.
+    """
+    expect_tensor(_OP, "stack", stack, dtypes=STACK_DTYPES, shape=("n_blocks", "n_modules", "block"))
+    rounded = checked_coefficients(_OP, coefficients, n_modules=stack.shape[1])
+    n_blocks, _, block = stack.shape
+    out = _checked_out(out, stack, (len(rounded), n_blocks * block))
+    expect_threads(_OP, n_threads)
+    native = native_for(stack.device, n_threads)
+    if native is not None:
+        native.module.compose_factors(stack.detach(), rounded.to(stack.device), out.detach(), native.where)
+        return out
+    if stack.device.type == "cpu":
+        twin = reference.compose_factors(stack.detach().float().numpy(), rounded.numpy())
+        return out.copy_(torch.from_numpy(twin))
+    return out.copy_(_by_torch(stack.detach(), rounded.to(stack.device)))
+
+
+def _by_torch(stack: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """The sum of a bfloat16 stack is float32 too, at the price of a float32 copy of the stack."""
+    return torch.matmul(coefficients, stack.float()).transpose(0, 1).flatten(1)
+
+
+def checked_coefficients(op: str, coefficients: Coefficients, *, n_modules: int) -> torch.Tensor:
+    """The coefficients as a C-contiguous float32 CPU tensor."""
+    if not isinstance(coefficients, torch.Tensor):
+        array = np.asarray(coefficients)
+        coefficients = torch.from_numpy(array if np.iscomplexobj(array) else array.astype(np.float64))
+    if coefficients.is_complex():
+        raise TypeError(f"{op}: expected real coefficients, received {dtype_name(coefficients.dtype)}")
+    rounded = coefficients.detach().to("cpu", torch.float32).contiguous()
+    shape = tuple(rounded.shape)
+    expect(len(shape) == 2 and shape[1] == n_modules, op, f"coefficients of shape (n_candidates, {n_modules})", shape)
+    if not bool(torch.isfinite(rounded).all()):
+        c, k = torch.nonzero(~torch.isfinite(rounded))[0].tolist()
+        raise ValueError(f"{op}: expected finite coefficients, received {float(coefficients[c, k])} at ({c}, {k})")
+    return rounded
+
+
+def _checked_out(out: torch.Tensor | None, stack: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    if out is None:
+        return torch.empty(shape, dtype=torch.float32, device=stack.device)
+    expect_tensor(_OP, "out", out, dtypes=(torch.float32,), shape=shape, device=stack.device)
+    expect_apart(_OP, out, stack=stack)
+    return out

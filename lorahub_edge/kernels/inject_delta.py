@@ -1,0 +1,274 @@
+"""inject_delta and its form on a module stack: arguments checked, then handed to the route that computes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lorahub_edge.kernels import reference
+from lorahub_edge.kernels.checks import expect, expect_apart, expect_tensor, expect_threads
+from lorahub_edge.kernels.compose_factors import STACK_DTYPES, Coefficients, checked_coefficients
+from lorahub_edge.kernels.routes import Native, native_for, need_native
+
+_OP = "inject_delta"
+_VALUES_DTYPES = (torch.int8, torch.bfloat16, torch.float32)
+_ROUNDINGS = ("nearest", "stochastic")
+_MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class InjectReport:
+    """What became of the delta, per row: float32 (out_features,) each.
+
+    Attributes:
+        delta_rms: root mean square of the delta, in steps of the row's new scale.
+        error: norm(new values - old values - delta) / norm(delta); 0 where the delta is zero.
+        survived: share of the delta found in the new values, 1 + dot(error, delta) / norm(delta)^2: 1 is all of it, 0
+            none (values that round back to what they were); 1 where the delta is zero.
+        n_clipped: codes that were cut to +-127.
+    """
+
+    delta_rms: torch.Tensor
+    error: torch.Tensor
+    survived: torch.Tensor
+    n_clipped: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A layer with its delta added.
+
+    Attributes:
+        values: int8 codes, or bfloat16 or float32 values, (out_features, in_features).
+        row_scale: float32 (out_features,): multiply a code by it to get the value. For float values it is only the
+            step in which the report counts.
+        report: what became of the delta.
+    """
+
+    values: torch.Tensor
+    row_scale: torch.Tensor
+    report: InjectReport
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How int8 values are rounded.
+
+    Attributes:
+        kind: "nearest", half to even; or "stochastic": up with a probability equal to the fraction, so that deltas
+            far below a step survive on average, for more noise.
+        seed: 0 to 2^64 - 1, of stochastic rounding. Equal seeds give equal results: the random number of an element is
+            a hash of seed, row and column.
+    """
+
+    kind: str = "nearest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        expect(self.kind in _ROUNDINGS, _OP, "rounding 'nearest' or 'stochastic'", repr(self.kind))
+        expect(0 <= self.seed <= _MAX_SEED, _OP, "a seed from 0 to 2^64 - 1", self.seed)
+
+
+NEAREST = Rounding()
+
+
+def inject_delta(
+    codes: torch.Tensor,
+    row_scale: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    *,
+    scaling: float = 1.0,
+    dtype: torch.dtype = torch.int8,
+    rounding: Rounding = NEAREST,
+    out: torch.Tensor | None = None,
+    n_threads: int | None = None,
+) -> Injected:
+    """Add one layer's delta to its int8 base and round once, row by row, without a float copy of the layer.
+
+    Meaning, in float32, for each row i:
+
+        delta[i]     = sum_k((scaling * B[i, k]) * A[k])
+        value[i]     = codes[i] * row_scale[i] + delta[i]
+        new_scale[i] = max(abs(value[i])) / 127                      1 where that is 0
+        new_codes[i] = clip(round(value[i] / new_scale[i]), -127, 127)
+
+    A row whose delta is zero everywhere keeps the base's codes and scale bit for bit.
+
+    Args:
+        codes: int8 (out_features, in_features), C-contiguous. Not changed.
+        row_scale: float32 (out_features,), finite. Not changed.
+        A: float32 (rank, in_features), finite.
+        B: float32 (out_features, rank), finite.
+        scaling: of the delta: alpha / rank, or alpha / sqrt(rank).
+        dtype: int8, or float32 or bfloat16 for `value` itself.
+        rounding: of int8 values.
+        out: of `dtype` (out_features, in_features), C-contiguous, apart from the inputs: written and returned as
+            `values`. A new tensor if None. After an error its contents are undefined.
+        n_threads: CPU threads, at least 1; torch.get_num_threads() if None. The result does not depend on it.
+
+    Returns:
+        The new values with scales and report, on the codes' device.
+
+    Raises:
+        ValueError: shape, layout, device or overlap is not as above; on the CPU also a value that is not finite, by
+            row. On CUDA such a row gets that as its scale, so that it shows in whatever is computed from it.
+        TypeError: a dtype is not as above.
+        KernelUnavailable: the tensors are on a device without native kernels; see `route`.
+
+    Cost: four float32 rows of temporary memory per thread.
+    """
+    out_features, in_features = _check_layer(codes, row_scale)
+    floats = (torch.float32,)
+    expect_tensor(_OP, "A", A, dtypes=floats, shape=("rank", in_features), device=codes.device)
+    expect_tensor(_OP, "B", B, dtypes=floats, shape=(out_features, A.shape[0]), device=codes.device)
+    injected = _empty_result(codes, dtype, out)
+    expect_apart(_OP, injected.values, codes=codes, A=A, B=B)
+    expect_threads(_OP, n_threads)
+    native = _native(codes.device, n_threads)
+    if native is None:
+        _by_reference(injected, codes, row_scale, A, B, scaling, rounding)
+    else:
+        report = _report_rows(injected)
+        native.module.inject_delta(
+            codes,
+            row_scale,
+            A.detach(),
+            B.detach(),
+            injected.values,
+            injected.row_scale,
+            report,
+            scaling,
+            rounding.kind,
+            rounding.seed,
+            native.where,
+        )
+    return _checked_result(injected)
+
+
+def inject_delta_from_stack(
+    codes: torch.Tensor,
+    row_scale: torch.Tensor,
+    A_stack: torch.Tensor,
+    B_stack: torch.Tensor,
+    coefficients: Coefficients,
+    *,
+    rank: int,
+    scaling: float = 1.0,
+    dtype: torch.dtype = torch.int8,
+    rounding: Rounding = NEAREST,
+    out: torch.Tensor | None = None,
+    n_threads: int | None = None,
+) -> Injected:
+    """`inject_delta` with A and B composed from the module stack on the way: no composed copy of a module is kept.
+
+    Meaning: inject_delta with A = sum_k(coefficients[k] * A_k) and B = sum_k(coefficients[k] * B_k), composed as
+    `compose_factors` does; the result is the same to the bit.
+
+    Args:
+        A_stack, B_stack: float32 or bfloat16 (n_blocks, n_modules, block), C-contiguous: the blocks of the stack that
+            hold this layer's A (rank * in_features values, then padding) and B (out_features * rank values).
+        coefficients: (n_modules,), as for `compose_factors`.
+        rank: of the factors.
+        codes, row_scale, scaling, dtype, rounding, out, n_threads: see `inject_delta`.
+
+    Returns, Raises: see `inject_delta`.
+
+    Cost: on the CPU, A of this one layer and, per thread, four float32 rows and a tile of B; on CUDA, A and B of this
+    one layer.
+    """
+    out_features, in_features = _check_layer(codes, row_scale)
+    c = checked_coefficients(_OP, torch.as_tensor(coefficients)[None], n_modules=A_stack.shape[1])[0]
+    _check_stacks(A_stack, B_stack, rank * in_features, rank * out_features, codes.device)
+    injected = _empty_result(codes, dtype, out)
+    expect_apart(_OP, injected.values, codes=codes, A_stack=A_stack, B_stack=B_stack)
+    expect_threads(_OP, n_threads)
+    native = _native(codes.device, n_threads)
+    if native is None:
+        A, B = (
+            torch.from_numpy(reference.compose_factors(stack.float().numpy(), c[None].numpy()))[0]
+            for stack in (A_stack, B_stack)
+        )
+        A, B = A[: rank * in_features].view(rank, in_features), B[: rank * out_features].view(out_features, rank)
+        _by_reference(injected, codes, row_scale, A, B, scaling, rounding)
+    else:
+        n_workspace = A_stack[:, 0].numel() + B_stack[:, 0].numel() if codes.is_cuda else 0
+        native.module.inject_delta_from_stack(
+            codes,
+            row_scale,
+            A_stack,
+            B_stack,
+            c.to(codes.device),
+            torch.empty(n_workspace, dtype=torch.float32, device=codes.device),
+            injected.values,
+            injected.row_scale,
+            _report_rows(injected),
+            rank,
+            scaling,
+            rounding.kind,
+            rounding.seed,
+            native.where,
+        )
+    return _checked_result(injected)
+
+
+def _native(device: torch.device, n_threads: int | None) -> Native | None:
+    """None stands for the reference, which computes on the CPU only."""
+    return native_for(device, n_threads) if device.type == "cpu" else need_native(_OP, device, n_threads)
+
+
+def _check_layer(codes: torch.Tensor, row_scale: torch.Tensor) -> tuple[int, int]:
+    expect_tensor(_OP, "codes", codes, dtypes=(torch.int8,), shape=("out_features", "in_features"))
+    expect_tensor(_OP, "row_scale", row_scale, dtypes=(torch.float32,), shape=(codes.shape[0],), device=codes.device)
+    return codes.shape[0], codes.shape[1]
+
+
+def _check_stacks(A_stack: torch.Tensor, B_stack: torch.Tensor, n_A: int, n_B: int, device: torch.device) -> None:
+    free = ("n_blocks", "n_modules", "block")
+    expect_tensor(_OP, "A_stack", A_stack, dtypes=STACK_DTYPES, shape=free, device=device)
+    same = ("n_blocks", A_stack.shape[1], A_stack.shape[2])
+    expect_tensor(_OP, "B_stack", B_stack, dtypes=(A_stack.dtype,), shape=same, device=device)
+    for name, stack, n_values in (("A_stack", A_stack, n_A), ("B_stack", B_stack, n_B)):
+        room = stack.shape[0] * stack.shape[2]
+        expect(room >= n_values, _OP, f"{name} with room for {n_values} values of each module", room)
+
+
+def _empty_result(codes: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> Injected:
+    if dtype not in _VALUES_DTYPES:
+        raise TypeError(f"{_OP}: expected dtype int8, bfloat16 or float32, received {dtype}")
+    if out is None:
+        out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    expect_tensor(_OP, "out", out, dtypes=(dtype,), shape=tuple(codes.shape), device=codes.device)
+    rows = torch.empty(5, codes.shape[0], dtype=torch.float32, device=codes.device)
+    return Injected(out, rows[4], InjectReport(*rows[:4]))
+
+
+def _report_rows(injected: Injected) -> torch.Tensor:
+    """The four rows of the report as the one array that the kernel writes."""
+    first = injected.report.delta_rms
+    return first.as_strided((4, len(first)), (len(first), 1))
+
+
+def _by_reference(
+    injected: Injected,
+    codes: torch.Tensor,
+    row_scale: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: float,
+    rounding: Rounding,
+) -> None:
+    arrays = [tensor.detach().numpy() for tensor in (codes, row_scale, A, B)]
+    kind = "float32" if injected.values.dtype == torch.float32 else "bfloat16"
+    kind = "int8" if injected.values.dtype == torch.int8 else kind
+    seed = rounding.seed if rounding.kind == "stochastic" else None
+    values, new_scale, report = reference.inject_delta(*arrays, scaling=scaling, dtype=kind, seed=seed)
+    injected.values.copy_(torch.from_numpy(values))
+    injected.row_scale.copy_(torch.from_numpy(new_scale))
+    _report_rows(injected).copy_(torch.from_numpy(report))
+
+
+def _checked_result(injected: Injected) -> Injected:
+    if injected.values.device.type == "cpu" and not bool(torch.isfinite(injected.row_scale).all()):
+        row = int(torch.nonzero(~torch.isfinite(injected.row_scale))[0])
+        raise ValueError(f"{_OP}: expected finite values, received {float(injected.row_scale[row])} in row {row}")
+    return injected
