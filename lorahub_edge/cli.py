@@ -275,6 +275,23 @@ def train(
     answers.print(f"module folder: {out.absolute()}", soft_wrap=True)
 
 
+@app.command()
+@_one_line_errors
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this installation computes with: kernels, instruction set, GPUs, and why one is missing.
+
+    Example: lorahub-edge doctor
+    """
+    from lorahub_edge.doctor import doctor as look
+
+    diagnosis = look()
+    if as_json:
+        typer.echo(json.dumps(diagnosis.report(), indent=2))
+    else:
+        for name, text in diagnosis.lines():
+            answers.print(f"{name:<13} {text}", soft_wrap=True, markup=False)
+
+
 def main() -> None:
     """Entry point of the `lorahub-edge` command."""
     if not messages.is_terminal:  # a download's bar is for people

@@ -14,6 +14,7 @@ ROOMS = [
     "sources",
     "measure",
     "kernels",
+    "doctor",
     "base",
     "modules",
     "tasks",

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from lorahub_edge.base import Base
-from lorahub_edge.modules import ModuleStack, Target
+from lorahub_edge.base.int8 import Int8Linear, SideFactors
+from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import EncodedExample
 
 _IGNORED = -100  # label of positions that carry no loss
@@ -27,20 +28,23 @@ TOKENS_PER_CALL = {"cpu": 2048, "cuda": 8192}
 class SidePath:
     """Adds the composed deltas to the outputs of the targets, for as long as `active` holds factors.
 
-    Hooks are set once; between evaluations only the factors change. The base's tensors are never touched.
+    Int8 layers add them as they scale their product; float layers get a hook, set once. Between evaluations only the
+    factors change. The base's tensors are never touched.
     """
 
     def __init__(self, base: Base, stack: ModuleStack) -> None:
-        self._factors: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._targets = stack.targets
-        self._base = base
+        self._layers = [base.model.get_submodule(target.name) for target in stack.targets]
+        self._factors: dict[int, SideFactors] = {}
+        self._dtype = _compute_dtype(base)
 
     @contextmanager
     def installed(self) -> Iterator[SidePath]:
-        """Keep the hooks on the base inside a with block."""
+        """Keep the hooks on the float layers inside a with block."""
         handles = [
-            self._base.model.get_submodule(target.name).register_forward_hook(self._hook(i, target))
-            for i, target in enumerate(self._targets)
+            layer.register_forward_hook(self._hook(i))
+            for i, layer in enumerate(self._layers)
+            if not isinstance(layer, Int8Linear)
         ]
         try:
             yield self
@@ -51,22 +55,27 @@ class SidePath:
     @contextmanager
     def active(self, composed: torch.Tensor) -> Iterator[None]:
         """Use composed factors (n_candidates, n_values); the leading axis of every input must be a multiple of it."""
-        composed = composed.to(_compute_dtype(self._base))
-        self._factors = [(t.A(composed).transpose(1, 2), t.B(composed).transpose(1, 2)) for t in self._targets]
+        for i, (target, layer) in enumerate(zip(self._targets, self._layers, strict=True)):
+            A_t = target.A(composed).to(self._dtype).transpose(1, 2)
+            self._factors[i] = SideFactors(A_t, target.B(composed).contiguous(), target.scaling)
+            if isinstance(layer, Int8Linear):
+                layer.side = self._factors[i]
         try:
             yield
         finally:
-            self._factors = None
+            self._factors.clear()
+            for layer in self._layers:
+                if isinstance(layer, Int8Linear):
+                    layer.side = None
+                    layer.inputs.forget()
 
-    def _hook(self, index: int, target: Target) -> Any:
+    def _hook(self, index: int) -> Any:
         def add_delta(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-            if self._factors is None:
+            side = self._factors.get(index)
+            if side is None:
                 return None
-            a_t, b_t = self._factors[index]
-            n = a_t.shape[0]
-            x = inputs[0].reshape(n, -1, target.in_features)
-            y = output.view(n, -1, target.out_features)
-            return torch.baddbmm(y, x @ a_t, b_t, alpha=target.scaling).view(output.shape)
+            y = output.view(len(side.B), -1, output.shape[-1])
+            return torch.baddbmm(y, side.inner(inputs[0]), side.B.mT.to(y.dtype)).view(output.shape)
 
         return add_delta
 

@@ -96,8 +96,59 @@ class Int8Layer(nn.Module):
         return Int8Weight(self.codes, self.row_scale)
 
 
+class QuantizedInputs:
+    """The int8 rows of the layer inputs seen last, so that layers which read one tensor quantise it once.
+
+    One is shared by all layers of a base: q, k and v read the same tensor, as do the two halves of a gated layer and
+    the cross-attention keys and values of all decoder blocks. A tensor is known by identity, and kept alive here, so
+    nothing else can take its place. Under inference_mode tensors do not count their changes: a model that changes one
+    in place between two of its layers would break this; those of our families do not.
+    """
+
+    _N_KEPT = 2  # a decoder block reads its own state and the encoder's in turns
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]]] = []
+
+    def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes int8 (rows, in_features) and row_scale float32 (rows,) of x (..., in_features)."""
+        version = 0 if x.is_inference() else x._version
+        for seen, seen_version, rows in self._seen:
+            if seen is x and seen_version == version:
+                return rows
+        rows = ops.quantize_activations(x.reshape(-1, x.shape[-1]))
+        self._seen = [(x, version, rows), *self._seen[: self._N_KEPT - 1]]
+        return rows
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self._seen = []
+
+
+@dataclass(frozen=True)
+class SideFactors:
+    """The composed factors that a layer adds to its output, one pair per candidate.
+
+    Attributes:
+        A_t: float (n_candidates, in_features, rank), transposed.
+        B: float32 (n_candidates, out_features, rank), contiguous.
+        scaling: of the delta.
+    """
+
+    A_t: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        """scaling * x @ A.T: (n_candidates, rows of each, rank). Candidate c owns the c-th of equal runs of rows."""
+        rows = x.reshape(len(self.A_t), -1, x.shape[-1])
+        return torch.bmm(rows, self.A_t).mul_(self.scaling)
+
+
 class Int8Linear(Int8Layer):
     """y = x @ (codes * row_scale).T + bias, without ever holding the float weight.
+
+    While `side` is set, each candidate's low-rank path is added: y += scaling * (x @ A.T) @ B.T.
 
     Engines (attribute `engine`, recorded in the manifest):
         "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
@@ -113,20 +164,33 @@ class Int8Linear(Int8Layer):
         self.register_buffer("bias", bias)
         self.engine = engine
         self.out_features, self.in_features = weight.codes.shape
+        self.inputs = QuantizedInputs()
+        self.side: SideFactors | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        y = self._int8(rows) if self.engine == "int8" else self._dequantize(rows)
-        if self.bias is not None:
-            y = y + self.bias
+        y = self._int8(x) if self.engine == "int8" else self._dequantize(x)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _int8(self, rows: torch.Tensor) -> torch.Tensor:
-        x_codes, x_scale = ops.quantize_activations(rows)
-        y = int8_matmul(x_codes, self.codes).to(torch.float32)
-        return y.mul_(x_scale[:, None]).mul_(self.row_scale).to(rows.dtype)
+    def _int8(self, x: torch.Tensor) -> torch.Tensor:
+        x_codes, x_scale = self.inputs.of(x)
+        product = int8_matmul(x_codes, self.codes)
+        side = None
+        if self.side is not None:
+            side = ops.SidePath(self.side.inner(x).float().flatten(0, 1), self.side.B)
+        bias = None if self.bias is None else self.bias.float()
+        return ops.int8_epilogue(product, x_scale, self.row_scale, bias=bias, side=side, dtype=x.dtype)
 
-    def _dequantize(self, rows: torch.Tensor) -> torch.Tensor:
+    def _dequantize(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        y = self._product(rows)
+        if self.bias is not None:
+            y += self.bias
+        if self.side is not None:
+            by_candidate = y.view(len(self.side.B), -1, self.out_features)
+            by_candidate.baddbmm_(self.side.inner(x), self.side.B.mT.to(y.dtype))
+        return y
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
         y = rows.new_empty(rows.shape[0], self.out_features)
         for start in range(0, self.out_features, _TILE_ROWS):
             tile = slice(start, start + _TILE_ROWS)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from lorahub_edge import pocket
 from lorahub_edge.base.checkpoint import Checkpoint, choose_base_files, gguf_file, open_checkpoint
 from lorahub_edge.base.families import Family, family_of
-from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight, int8_matmul_available
+from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight, QuantizedInputs, int8_matmul_available
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.sources import Source, resolve
 
@@ -107,7 +107,11 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
     _Filler(model, family, checkpoint, torch_device, dtype, quantize=precision == "int8").fill()
     _stop_scaling_an_untied_head(model, family)
     model.to(torch_device).eval().requires_grad_(False)
-    engines = [m.engine for m in model.modules() if isinstance(m, Int8Linear)]
+    inputs = QuantizedInputs()
+    layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    for layer in layers:
+        layer.inputs = inputs
+    engines = [layer.engine for layer in layers]
     counts = {engine: engines.count(engine) for engine in sorted(set(engines))}
     return Base(model, tokenizer, family, source, precision, torch_device, checkpoint.files, counts)
 

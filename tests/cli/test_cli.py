@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lorahub_edge.cli import app
 from tests import tiny
 
-COMMANDS = ["adapt", "evaluate", "predict", "train"]
+COMMANDS = ["adapt", "doctor", "evaluate", "predict", "train"]
 
 
 @pytest.fixture

@@ -238,8 +238,7 @@ __global__ void __launch_bounds__(kThreads) inject_kernel(InjectDeltaArgs args) 
   extern __shared__ RowsOfB B[];
   for (index_t group = blockIdx.x; group * kRows < args.out_features; group += gridDim.x) {
     const Rows rows{group * kRows, args.out_features - 1};
-    __syncthreads();  // until here others may still read the B of the rows before
-    stage_B(args, rows, B);
+    stage_B(args, rows, B);  // all have read the B of the rows before: their last reduction waited for that
     __syncthreads();
     round_rows<T, W>(args, rows, B, facts_of<W>(args, rows, B));
   }
