@@ -27,8 +27,6 @@ class Family:
         head: module path of the output layer.
         lora_targets: layers that a LoRA module changes unless told otherwise (PEFT's default for the family).
         float_tensors: name endings of matrices that are never quantised.
-        float_activation_layers: name endings of int8 layers whose input stays float, since its outliers are
-            orders of magnitude above the rest and one scale per row would round the rest to zero.
         default_max_input_tokens: inputs are cut here if the config names no limit.
     """
 
@@ -40,7 +38,6 @@ class Family:
     head: str
     lora_targets: tuple[str, ...]
     float_tensors: tuple[str, ...]
-    float_activation_layers: tuple[str, ...]
     default_max_input_tokens: int
 
     @property
@@ -64,8 +61,6 @@ FAMILIES = (
         head="lm_head",
         lora_targets=("q", "v"),
         float_tensors=("relative_attention_bias",),
-        # T5's residual stream grows layer by layer; the input of `wo` carries it (transformers keeps wo in fp32).
-        float_activation_layers=("wo",),
         # relative positions: no limit of its own; LoRAHub cuts here
         default_max_input_tokens=2048,
     ),
@@ -78,9 +73,6 @@ FAMILIES = (
         head="lm_head",
         lora_targets=("q_proj", "v_proj"),
         float_tensors=(),
-        # Massive activations at the first tokens. On SmolLM2-135M int8 inputs move the loss of a candidate by 0.10 on
-        # average and by 0.35 at most, wherever they are used, as much as candidates differ (docs/log.md).
-        float_activation_layers=("_proj", "lm_head"),
         default_max_input_tokens=2048,
     ),
 )

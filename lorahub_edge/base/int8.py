@@ -13,6 +13,8 @@ from torch import nn
 
 from lorahub_edge.kernels import ops
 
+_N_PARTS = {"dequantize": 0, "int8": 1, "int8-two-part": 2}
+
 # Rows of a weight that are expanded to float at a time: bounds the temporary to a few MB.
 _TILE_ROWS = 2048
 
@@ -97,7 +99,7 @@ class Int8Layer(nn.Module):
 
 
 class QuantizedInputs:
-    """The int8 rows of the layer inputs seen last, so that layers which read one tensor quantise it once.
+    """The int8 parts of the layer inputs seen last, so that layers which read one tensor quantise it once.
 
     One is shared by all layers of a base: q, k and v read the same tensor, as do the two halves of a gated layer and
     the cross-attention keys and values of all decoder blocks. A tensor is known by identity, and kept alive here, so
@@ -108,21 +110,39 @@ class QuantizedInputs:
     _N_KEPT = 2  # a decoder block reads its own state and the encoder's in turns
 
     def __init__(self) -> None:
-        self._seen: list[tuple[torch.Tensor, int, tuple[torch.Tensor, torch.Tensor]]] = []
+        self._seen: list[_SeenInput] = []
 
-    def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes int8 (rows, in_features) and row_scale float32 (rows,) of x (..., in_features)."""
+    def parts(self, x: torch.Tensor, n_parts: int) -> list[Int8Rows]:
+        """x (..., in_features) as a sum of n_parts int8 matrices: each quantises what those before left over.
+
+        Returns:
+            Per part: codes int8 (rows, in_features) and row_scale float32 (rows,).
+        """
         version = 0 if x.is_inference() else x._version
-        for seen, seen_version, rows in self._seen:
-            if seen is x and seen_version == version:
-                return rows
-        rows = ops.quantize_activations(x.reshape(-1, x.shape[-1]))
-        self._seen = [(x, version, rows), *self._seen[: self._N_KEPT - 1]]
-        return rows
+        seen = next((s for s in self._seen if s.x is x and s.version == version), None)
+        if seen is None:
+            seen = _SeenInput(x, version, [])
+            self._seen = [seen, *self._seen[: self._N_KEPT - 1]]
+        while len(seen.parts) < n_parts:
+            rest = x.reshape(-1, x.shape[-1])
+            for codes, row_scale in seen.parts:
+                rest = torch.addcmul(rest.float(), codes.float(), row_scale[:, None], value=-1)
+            seen.parts.append(ops.quantize_activations(rest))
+        return seen.parts[:n_parts]
 
     def forget(self) -> None:
         """Give the memory back."""
         self._seen = []
+
+
+Int8Rows = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _SeenInput:
+    x: torch.Tensor
+    version: int
+    parts: list[Int8Rows]
 
 
 @dataclass(frozen=True)
@@ -150,11 +170,12 @@ class Int8Linear(Int8Layer):
 
     While `side` is set, each candidate's low-rank path is added: y += scaling * (x @ A.T) @ B.T.
 
-    Engines (attribute `engine`, recorded in the manifest):
+    Engines (attribute `engine`, recorded in the manifest; chosen in engines.py):
         "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
             alone, so a result does not depend on what else is in the batch.
-        "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for inputs with
-            outliers, and for CPUs without a fast int8 product.
+        "int8-two-part": the same for x and for what rounding left of it: 15 bits of x, for inputs with outliers.
+        "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for CPUs without a fast
+            int8 product.
     """
 
     bias: torch.Tensor | None
@@ -168,17 +189,25 @@ class Int8Linear(Int8Layer):
         self.side: SideFactors | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._int8(x) if self.engine == "int8" else self._dequantize(x)
+        n_parts = _N_PARTS[self.engine]
+        y = self.int8_product(x, n_parts=n_parts) if n_parts else self._dequantize(x)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _int8(self, x: torch.Tensor) -> torch.Tensor:
-        x_codes, x_scale = self.inputs.of(x)
-        product = int8_matmul(x_codes, self.codes)
+    def int8_product(self, x: torch.Tensor, *, n_parts: int) -> torch.Tensor:
+        """The layer's output (rows, out_features) from n_parts int8 parts of its input."""
+        first, *others = self.inputs.parts(x, n_parts)
         side = None
         if self.side is not None:
             side = ops.SidePath(self.side.inner(x).float().flatten(0, 1), self.side.B)
         bias = None if self.bias is None else self.bias.float()
-        return ops.int8_epilogue(product, x_scale, self.row_scale, bias=bias, side=side, dtype=x.dtype)
+        dtype = x.dtype if not others else torch.float32
+        y = ops.int8_epilogue(self._codes_product(first), first[1], self.row_scale, bias=bias, side=side, dtype=dtype)
+        for part in others:
+            y += ops.int8_epilogue(self._codes_product(part), part[1], self.row_scale)
+        return y.to(x.dtype)
+
+    def _codes_product(self, part: Int8Rows) -> torch.Tensor:
+        return int8_matmul(part[0], self.codes)
 
     def _dequantize(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)

@@ -11,11 +11,13 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 
 from lorahub_edge import pocket
 from lorahub_edge.base.checkpoint import Checkpoint, choose_base_files, gguf_file, open_checkpoint
+from lorahub_edge.base.engines import choose_engines
 from lorahub_edge.base.families import Family, family_of
-from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight, QuantizedInputs, int8_matmul_available
+from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.sources import Source, resolve
 
@@ -107,11 +109,9 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
     _Filler(model, family, checkpoint, torch_device, dtype, quantize=precision == "int8").fill()
     _stop_scaling_an_untied_head(model, family)
     model.to(torch_device).eval().requires_grad_(False)
-    inputs = QuantizedInputs()
-    layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
-    for layer in layers:
-        layer.inputs = inputs
-    engines = [layer.engine for layer in layers]
+    _fuse_activations(model)
+    choose_engines(model, family)
+    engines = [m.engine for m in model.modules() if isinstance(m, Int8Linear)]
     counts = {engine: engines.count(engine) for engine in sorted(set(engines))}
     return Base(model, tokenizer, family, source, precision, torch_device, checkpoint.files, counts)
 
@@ -218,11 +218,7 @@ class _Filler:
         if isinstance(module, nn.Embedding):
             return Int8Embedding(weight, embed_scale=getattr(module, "embed_scale", None), dtype=self.dtype)
         bias = self._float(f"{path}.bias") if getattr(module, "bias", None) is not None else None
-        float_input = (
-            path.endswith(self.family.float_activation_layers) if self.family.float_activation_layers else False
-        )
-        fast = int8_matmul_available(weight.codes.device)
-        return Int8Linear(weight, bias, engine="int8" if fast and not float_input else "dequantize")
+        return Int8Linear(weight, bias)
 
     def _int8(self, name: str) -> Int8Weight:
         tensor = self._read(name)
@@ -267,6 +263,13 @@ class _Filler:
                 f"base checkpoint, tensor {name}: expected shape {tuple(expected.shape)} from config.json, "
                 f"received {tuple(tensor.shape)}"
             )
+
+
+def _fuse_activations(model: nn.Module) -> None:
+    """The tanh form of GELU in one pass over memory: transformers writes it as eight operations, each a pass."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, NewGELUActivation):
+            model.set_submodule(path, nn.GELU(approximate="tanh"))
 
 
 def head_is_tied(model: nn.Module, family: Family) -> bool:

@@ -13,7 +13,7 @@ def side_factors(n_candidates: int, layer: Int8Linear, rank: int = 3) -> SideFac
     return SideFactors(A_t, torch.randn(n_candidates, layer.out_features, rank, generator=rng), 0.5)
 
 
-@pytest.mark.parametrize("engine", ["int8", "dequantize"])
+@pytest.mark.parametrize("engine", ["int8", "int8-two-part", "dequantize"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_side_factors_add_each_candidates_delta(engine, bias):
     layer = Int8Linear(Int8Weight.from_float(torch.randn(33, 31)), torch.randn(33) if bias else None, engine=engine)
@@ -30,7 +30,7 @@ def test_side_factors_add_each_candidates_delta(engine, bias):
 def test_layers_that_read_one_tensor_quantise_it_once(monkeypatch):
     calls = []
     quantize = ops.quantize_activations
-    monkeypatch.setattr(ops, "quantize_activations", lambda x: calls.append(x.shape) or quantize(x))
+    monkeypatch.setattr(ops, "quantize_activations", lambda x: calls.append(tuple(x.shape)) or quantize(x))
     layers = [Int8Linear(Int8Weight.from_float(torch.randn(8, 16)), engine="int8") for _ in range(3)]
     shared = layers[0].inputs
     for layer in layers:

@@ -1,0 +1,94 @@
+"""Which engine each int8 layer computes with, chosen when a base is loaded by the error that it makes.
+
+One int8 scale per row of inputs is fine until a few channels are far above the rest, as before T5's `wo` and in most
+decoder-only models: the rest is then rounded to nothing. Two parts, the rows and what rounding left of them, keep 15
+bits at twice the cost. A float product keeps everything, at four to five times the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lorahub_edge.base.families import Family
+from lorahub_edge.base.int8 import Int8Linear, QuantizedInputs, int8_matmul_available
+
+# Largest relative error of a row of outputs that one part may make. Inputs without outliers, normal numbers, give 0.01.
+MOST_ONE_PART_ERROR = 0.02
+
+_PROBE_TOKENS = 64
+_PROBE_TARGET_TOKENS = 8
+
+
+def choose_engines(model: nn.Module, family: Family) -> None:
+    """Set the engine of every Int8Linear of a model, and let them share their quantised inputs.
+
+    The model reads a fixed sequence of tokens from all over its vocabulary with float products; each layer whose
+    one-part output is within MOST_ONE_PART_ERROR of the float one, in every row, gets "int8", others "int8-two-part".
+    Where int8 products are slow all get "dequantize".
+
+    Cost: one forward of 64 tokens with every weight expanded, tile by tile.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
+    inputs = QuantizedInputs()
+    for layer in layers.values():
+        layer.inputs = inputs
+        layer.engine = "dequantize"
+    device = next(iter(layers.values())).codes.device if layers else torch.device("cpu")
+    if not layers or not int8_matmul_available(device):
+        return
+    errors = one_part_errors(layers, lambda: _read_probe(model, family, device))
+    for name, layer in layers.items():
+        layer.engine = "int8" if errors.get(name, torch.inf) <= MOST_ONE_PART_ERROR else "int8-two-part"
+
+
+def one_part_errors(layers: dict[str, Int8Linear], run: Callable[[], object]) -> dict[str, float]:
+    """The largest relative error of a row of outputs that one-part inputs make, for each layer that `run` reaches.
+
+    Args:
+        layers: name -> layer, all with engine "dequantize".
+        run: a forward through them.
+
+    Returns:
+        name -> max over rows of norm(one part - float) / norm(float); rows of zeros do not count.
+    """
+    errors: dict[str, float] = {}
+    with _hooks(layers, errors), torch.inference_mode():
+        run()
+    return errors
+
+
+@contextmanager
+def _hooks(layers: dict[str, Int8Linear], errors: dict[str, float]) -> Iterator[None]:
+    def hook_for(name: str) -> Callable[[Int8Linear, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(layer: Int8Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            exact = output.reshape(-1, layer.out_features).float()
+            norm = exact.norm(dim=1)
+            error = (layer.int8_product(inputs[0], n_parts=1).float() - exact).norm(dim=1)
+            relative = torch.where(norm == 0, 0.0, error / norm)
+            errors[name] = max(errors.get(name, 0.0), float(relative.max()))
+
+        return hook
+
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers.values():
+            layer.inputs.forget()
+
+
+def _read_probe(model: nn.Module, family: Family, device: torch.device) -> None:
+    embedding = model.get_submodule(family.embedding)
+    n_words: int = embedding.num_embeddings  # type: ignore[assignment]
+    # a large prime step visits the whole vocabulary, whatever its size, without a random generator
+    tokens = (torch.arange(_PROBE_TOKENS, device=device) * 7919 + 11) % n_words
+    if family.is_seq2seq:
+        model(input_ids=tokens[None], decoder_input_ids=tokens[None, :_PROBE_TARGET_TOKENS], use_cache=False)
+    else:
+        model(input_ids=tokens[None], use_cache=False)
