@@ -54,7 +54,8 @@ def main() -> None:
 
 def build() -> str:
     """Build the driver; the compiler's name and version."""
-    pybind = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True)
+    ask = [sys.executable, "-m", "pybind11", "--cmakedir"]
+    pybind = subprocess.run(ask, capture_output=True, text=True, check=True)
     definitions = [
         "-DCMAKE_BUILD_TYPE=Release",
         "-DLORAHUB_EDGE_CUDA=OFF",

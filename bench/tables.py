@@ -84,10 +84,43 @@ def presets() -> str:
     return "\n".join(lines)
 
 
+def serve_t5_large() -> str:
+    """Serving: every contender of the run measured last."""
+    records = {r["setup"]["contender"]: r for r in read(RESULTS / "serve-t5-large.jsonl")}
+    if "ours" not in records:
+        return NOTHING
+    ours = records["ours"]
+    setup, machine = ours["setup"], ours["machine"]
+    commit = (ours["commit"] or "unknown")[:10] + (", dirty" if ours["dirty"] else "")
+    lines = [
+        f"{setup['tokens_in']} tokens in, {setup['tokens_out']} out, batch 1 (tokens per second: batch "
+        f"{setup['batch']}), {setup['threads']} threads; median of {setup['rounds'] * setup['repeats']} answers, "
+        f"95th percentile in brackets; {machine['cpu']}; commit {commit}.",
+        "",
+        "| | answer, s | first token, ms | next tokens, ms | tokens/s | peak memory, MB | folder, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, record in sorted(records.items(), key=lambda item: item[1]["metrics"]["total_s"]["median"]):
+        m = record["metrics"]
+        first, later = (f"{1e3 * m[k]['median']:.0f} ({1e3 * m[k]['p95']:.0f})" for k in ("first_token_s", "token_s"))
+        lines.append(
+            f"| {_SERVERS[name]} | {m['total_s']['median']:.2f} ({m['total_s']['p95']:.2f}) | {first} | {later} | "
+            f"{m['batch_tokens_per_s']:.0f} | {m['peak_memory_bytes'] / 1e6:.0f} | {m['folder_bytes'] / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+_SERVERS = {
+    "ours": "`lorahub_edge.serve`, int8",
+    "optimum": "Optimum's export, fp32, on onnxruntime",
+    "ctranslate2": "CTranslate2, int8",
+}
+
 TABLES: dict[str, Callable[[], str]] = {
     "bbh-smollm2": bbh_smollm2,
     "pocket-heldout": pocket_heldout,
     "presets": presets,
+    "serve-t5-large": serve_t5_large,
 }
 
 

@@ -5,7 +5,9 @@
     run = lorahub_edge.adapt(base="pocket", modules="pocket", examples="my_task.jsonl")
     run.coefficients, run.table, run.predict(["..."])
 
-`adapt` finds the coefficients, `load_adapted` opens a run folder again, `train_module` makes a module for a hub.
+`adapt` finds the coefficients, `load_adapted` opens a run folder again, `train_module` makes a module for a hub;
+`merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again;
+`lorahub_edge.serve` answers from such a folder without torch.
 """
 
 from importlib import import_module
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorahub_edge.adaptation import AdaptedModel, Run, adapt, load_adapted
     from lorahub_edge.base import Base, load_base, save_base
+    from lorahub_edge.exporting import Exported, export, verify
+    from lorahub_edge.merging import Merged, merge
     from lorahub_edge.modules import LoraModule, load_modules
     from lorahub_edge.train import train_module
 
@@ -22,26 +26,36 @@ __version__ = "0.1.0"
 _HOME = {
     "AdaptedModel": "adaptation",
     "Base": "base",
+    "Exported": "exporting",
     "LoraModule": "modules",
+    "Merged": "merging",
     "Run": "adaptation",
     "adapt": "adaptation",
+    "export": "exporting",
     "load_adapted": "adaptation",
     "load_base": "base",
     "load_modules": "modules",
+    "merge": "merging",
     "save_base": "base",
     "train_module": "train",
+    "verify": "exporting",
 }
 __all__ = [
     "AdaptedModel",
     "Base",
+    "Exported",
     "LoraModule",
+    "Merged",
     "Run",
     "adapt",
+    "export",
     "load_adapted",
     "load_base",
     "load_modules",
+    "merge",
     "save_base",
     "train_module",
+    "verify",
 ]
 
 

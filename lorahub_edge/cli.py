@@ -1,77 +1,24 @@
 """The command line: parse, call one public function, print. No arithmetic, and no command calls another.
 
+Here: what makes an adapted model. `cli_delivery.py`: what brings it to its users.
+
 Heavy imports happen inside the commands, so that --help answers at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-from lorahub_edge import __version__, pocket
-from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge import __version__, cli_delivery, pocket
+from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PromptOption, RunArgument, app, one_line_errors
 from lorahub_edge.terminal import answers, messages, print_run, progress_bar, step_bar
-
-app = typer.Typer(
-    help="Adapt a language model to a new task by composing LoRA modules, without gradients.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def _one_line_errors(command: Command) -> Command:
-    """Library errors become one line on stderr and exit code 1; warnings become lines too."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            with _quiet_libraries():
-                command(*args, **kwargs)
-        except LorahubEdgeError as error:
-            messages.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            messages.print("interrupted; nothing was written", style="red")
-            raise typer.Exit(130) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            messages.print(f"error: {where}{error.strerror or error}", style="red", soft_wrap=True, markup=False)
-            raise typer.Exit(1) from error
-
-    return guarded  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep other libraries' logs and warnings off the terminal; ours are shown as one line each."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-
-        def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-            messages.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
-
-        warnings.showwarning = show
-        from lorahub_edge.tasks import InputsWereCut
-
-        warnings.simplefilter("always", InputsWereCut)
-        yield
 
 
 def _print_version(wanted: bool) -> None:
@@ -89,16 +36,8 @@ def _main(
     """Options before any command."""
 
 
-BaseOption = Annotated[
-    str, typer.Option(help='"pocket" (embedded), a folder, a .gguf file, or a Hub id with an optional @revision.')
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-PromptOption = Annotated[str, typer.Option(help="auto, plain, chat, or a text with {input} in it.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
-
-
 @app.command()
-@_one_line_errors
+@one_line_errors
 def adapt(
     base: BaseOption = "pocket",
     modules: Annotated[
@@ -170,11 +109,8 @@ def _default_out(examples: str | None) -> Path:
     return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-RunArgument = Annotated[Path, typer.Argument(help="Run folder that adapt wrote.")]
-
-
 @app.command()
-@_one_line_errors
+@one_line_errors
 def evaluate(
     run: RunArgument,
     data: Annotated[str, typer.Option(help="JSONL, BBH json or CSV with the rows to score on.")],
@@ -196,7 +132,7 @@ def evaluate(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def predict(
     run: RunArgument,
     device: DeviceOption = "auto",
@@ -230,7 +166,7 @@ def _read_lines(n: int) -> list[str]:
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def train(
     examples: Annotated[Path, typer.Argument(help="JSONL, BBH json or CSV of one upstream task.")],
     out: Annotated[Path, typer.Option(help="New PEFT folder; its name is the module's name.")],
@@ -276,7 +212,7 @@ def train(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def doctor(as_json: JsonOption = False) -> None:
     """Show what this installation computes with: kernels, instruction set, GPUs, and why one is missing.
 
@@ -290,6 +226,9 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         for name, text in diagnosis.lines():
             answers.print(f"{name:<13} {text}", soft_wrap=True, markup=False)
+
+
+cli_delivery.add_commands(app)
 
 
 def main() -> None:

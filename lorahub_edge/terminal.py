@@ -13,6 +13,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lorahub_edge.adaptation import Progress as RunProgress
     from lorahub_edge.adaptation.progress import OnProgress
+    from lorahub_edge.exporting import Exported
+    from lorahub_edge.merging import Merged
 
 # stderr carries progress and messages, so that stdout is the answer and nothing else
 messages = Console(stderr=True, highlight=False)
@@ -93,6 +95,46 @@ def print_run(report: Mapping[str, Any]) -> None:
     answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")
     if report["folder"]:
         answers.print(f"run folder: {report['folder']}  (report.html, adapter/)", soft_wrap=True)
+
+
+def print_merge(merged: Merged, n_rows: int = 5) -> None:
+    """What happened, the targets that lost most, where the files are."""
+    survival = merged.survival
+    answers.print(f"merged: {survival.headline()}", style="bold", soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("least survival at")
+    for column in ("survived %", "rms of delta in steps", "clipped"):
+        table.add_column(column, justify="right")
+    weakest = sorted(survival.layers, key=lambda layer: layer.survived)[:n_rows]
+    for layer in weakest:
+        numbers = (f"{100 * layer.survived:.1f}", f"{layer.delta_steps:.3g}", str(layer.n_clipped))
+        table.add_row(_escape(layer.target), *numbers)
+    answers.print(table)
+    answers.print(f"merged folder: {merged.folder}  (survival.json)", soft_wrap=True, markup=False)
+
+
+def print_export(exported: Exported) -> None:
+    """What happened, what was verified, where the folder is."""
+    size = f"{exported.n_bytes / 1e6:.1f} MB"
+    answers.print(f"exported {exported.precision}, {size}", style="bold", soft_wrap=True, markup=False)
+    print_verification(exported.report)
+    answers.print(f"exported folder: {exported.folder}", soft_wrap=True, markup=False)
+
+
+def print_verification(report: Mapping[str, Any]) -> None:
+    """The verdict, then its cases."""
+    from lorahub_edge.exporting.verification import headline
+
+    answers.print(headline(report), soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("cases")
+    for column in ("batch", "prompt tokens", "logits off by", "through the cache", "ties", "mismatches"):
+        table.add_column(column, justify="right")
+    for case in report["cases"]:
+        errors = (f"{case['logits_error']:.2g}", f"{case['cached_error']:.2g}")
+        counts = (str(case["ties"]), str(case["mismatches"]))
+        table.add_row(case["kind"], str(case["batch_size"]), str(case["n_prompt_tokens"]), *errors, *counts)
+    answers.print(table)
 
 
 def _largest(coefficients: Mapping[str, float], n: int = 5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from lorahub_edge.adaptation.objective import Value
 from lorahub_edge.adaptation.report import report_html
 from lorahub_edge.adaptation.run_folder import (
     COEFFICIENTS,
+    EXAMPLES,
     MANIFEST,
     REPORT_HTML,
     REPORT_JSON,
@@ -118,6 +120,8 @@ class Run:
         saved = replace(self, folder=target.folder)
         self._write_adapter(target.adapter)
         target.write(COEFFICIENTS, self.coefficients)
+        rows = [{"input": e.input, "target": e.target} for e in self.task.examples]
+        target.write(EXAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
         report = saved.report()
         target.write(REPORT_JSON, report)
         losses = [(e.value.mean_loss, e.value.objective) for e in self.journal]

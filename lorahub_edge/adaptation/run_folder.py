@@ -3,6 +3,7 @@
 manifest.json       inputs with hashes, versions, seeds, resolved optimiser, timings, peak memory
 journal.jsonl       one line per evaluation, flushed as it happens
 coefficients.json   module name -> coefficient, in the order given
+examples.jsonl      what the search saw
 adapter/            the composed module in PEFT's layout
 report.json/.html   the controls' table, the loss curve, the coefficients
 """
@@ -22,6 +23,7 @@ from lorahub_edge.sources import write_text_atomically
 
 RUN_FORMAT = "lorahub-edge-run/1"
 MANIFEST, JOURNAL, COEFFICIENTS, ADAPTER = "manifest.json", "journal.jsonl", "coefficients.json", "adapter"
+EXAMPLES = "examples.jsonl"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 

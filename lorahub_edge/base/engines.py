@@ -27,7 +27,7 @@ def choose_engines(model: nn.Module, family: Family) -> None:
     """Set the engine of every Int8Linear of a model, and let them share their quantised inputs.
 
     The model reads a fixed sequence of tokens from all over its vocabulary with float products; each layer whose
-    one-part output is within MOST_ONE_PART_ERROR of the float one, in every row, gets "int8", others "int8-two-part".
+    one-part output is within MOST_ONE_PART_ERROR of the float one, in every row, gets "int8", others "int8-split".
     Where int8 products are slow all get "dequantize".
 
     Cost: one forward of 64 tokens with every weight expanded, tile by tile.
@@ -42,7 +42,7 @@ def choose_engines(model: nn.Module, family: Family) -> None:
         return
     errors = one_part_errors(layers, lambda: _read_probe(model, family, device))
     for name, layer in layers.items():
-        layer.engine = "int8" if errors.get(name, torch.inf) <= MOST_ONE_PART_ERROR else "int8-two-part"
+        layer.engine = "int8" if errors.get(name, torch.inf) <= MOST_ONE_PART_ERROR else "int8-split"
 
 
 def one_part_errors(layers: dict[str, Int8Linear], run: Callable[[], object]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lorahub_edge.kernels import ops
 
-_N_PARTS = {"dequantize": 0, "int8": 1, "int8-two-part": 2}
+_N_PARTS = {"dequantize": 0, "int8": 1, "int8-split": 2}
 
 # Rows of a weight that are expanded to float at a time: bounds the temporary to a few MB.
 _TILE_ROWS = 2048
@@ -173,7 +173,7 @@ class Int8Linear(Int8Layer):
     Engines (attribute `engine`, recorded in the manifest; chosen in engines.py):
         "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
             alone, so a result does not depend on what else is in the batch.
-        "int8-two-part": the same for x and for what rounding left of it: 15 bits of x, for inputs with outliers.
+        "int8-split": the same for x and for what rounding left of it: 15 bits of x, for inputs with outliers.
         "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for CPUs without a fast
             int8 product.
     """

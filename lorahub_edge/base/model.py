@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.sources import Source, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
+# Called with each tensor's name and value as it is read, before anything is rounded; returns what to take instead.
+Adjust = Callable[[str, torch.Tensor], torch.Tensor]
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
@@ -78,7 +80,7 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Base:
+def load_base(spec: str, *, precision: str = "int8", device: str = "auto", adjust: Adjust | None = None) -> Base:
     """Load a base, quantising each tensor as it is read.
 
     Args:
@@ -86,6 +88,7 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
         precision: "int8" (rows, bitsandbytes layout), "bf16" or "fp32" for matrices. What is left float computes
             in float32 on a CPU and bfloat16 on CUDA, "bf16" in bfloat16 everywhere.
         device: "auto", "cpu" or "cuda".
+        adjust: changes tensors on their way from the file (a merge adds its deltas there); None for none.
 
     Raises:
         InvalidInput: the spec, precision or device cannot be used.
@@ -106,7 +109,7 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto") -> Ba
     with init_empty_weights(include_buffers=False):
         model = family.auto_class.from_config(config, dtype=dtype)
     checkpoint = open_checkpoint(source.folder, model)
-    _Filler(model, family, checkpoint, torch_device, dtype, quantize=precision == "int8").fill()
+    _Filler(model, family, checkpoint, torch_device, dtype, quantize=precision == "int8", adjust=adjust).fill()
     _stop_scaling_an_untied_head(model, family)
     model.to(torch_device).eval().requires_grad_(False)
     _fuse_activations(model)
@@ -163,6 +166,7 @@ class _Filler:
         dtype: torch.dtype,
         *,
         quantize: bool,
+        adjust: Adjust | None = None,
     ) -> None:
         self.model = model
         self.family = family
@@ -172,6 +176,7 @@ class _Filler:
         self.device = device
         self.dtype = dtype
         self.quantize = quantize
+        self.adjust = adjust
 
     def fill(self) -> None:
         """Fill every parameter; afterwards none is left empty."""
@@ -211,7 +216,7 @@ class _Filler:
             config = self.model.config
             # T5's config in memory always says tied, so only its tensors can tell
             return not self.family.is_seq2seq and not config.tie_word_embeddings  # type: ignore[union-attr]
-        head, embedding = self.checkpoint.read(name), self._read(f"{self.family.embedding}.weight")
+        head, embedding = self.checkpoint.read(name), self._raw(f"{self.family.embedding}.weight")
         return head.dtype == torch.int8 or not torch.equal(head, embedding)
 
     def _int8_module(self, path: str, module: nn.Module, weight: Int8Weight) -> nn.Module:
@@ -239,6 +244,10 @@ class _Filler:
         return tensor.to(self.device, self.dtype, copy=True)  # a copy of its own: the file need not stay mapped
 
     def _read(self, name: str) -> torch.Tensor:
+        tensor = self._raw(name)
+        return tensor if self.adjust is None else self.adjust(name, tensor)
+
+    def _raw(self, name: str) -> torch.Tensor:
         for candidate in self._spellings(name):
             if candidate in self.names:
                 tensor = self.checkpoint.read(candidate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,22 @@ SIDE_FILES = (
 )
 
 
-def save_base(base: Base, folder: str | Path) -> Path:
+def save_base(
+    base: Base,
+    folder: str | Path,
+    *,
+    for_transformers: bool = False,
+    extra_files: Mapping[str, str] | None = None,
+) -> Path:
     """Write the base as it is in memory: int8 codes and absmax in the bitsandbytes layout, or float tensors.
 
     Args:
         base: any loaded base.
         folder: must not exist yet.
+        for_transformers: leave in float32 what transformers does not read as int8 rows: embeddings, the head, and
+            what the model's class keeps in float32 (T5's `wo`). The values are those of the codes, so that
+            `load_base` finds the same codes and scales again. Larger: without it every matrix is int8.
+        extra_files: name -> text of further files for the folder.
 
     Returns:
         The folder, with config.json, generation_config.json, model.safetensors and the source's tokenizer files.
@@ -49,9 +60,12 @@ def save_base(base: Base, folder: str | Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file(_tensors(base), partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "config.json").write_text(json.dumps(_config(base), indent=2) + "\n", encoding="utf-8")
-        _copy_side_files(base, partial)
+        float_layers = _float_layers(base) if for_transformers else ()
+        save_file(_tensors(base, float_layers), partial / "model.safetensors", metadata={"format": "pt"})
+        config = json.dumps(_config(base, float_layers), indent=2) + "\n"
+        copy_side_files(base, partial)
+        for name, text in {"config.json": config, **(extra_files or {})}.items():
+            (partial / name).write_text(text, encoding="utf-8")
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,7 +73,17 @@ def save_base(base: Base, folder: str | Path) -> Path:
     return folder
 
 
-def _tensors(base: Base) -> dict[str, torch.Tensor]:
+def _float_layers(base: Base) -> tuple[str, ...]:
+    """Module paths, or last parts of them, that transformers leaves out of int8."""
+    kept: set[str] = set(base.model._keep_in_fp32_modules or ())
+    return (base.family.embedding, base.family.head, *sorted(kept))
+
+
+def _stays_float(path: str, float_layers: Sequence[str]) -> bool:
+    return path in float_layers or path.rpartition(".")[2] in float_layers
+
+
+def _tensors(base: Base, float_layers: Sequence[str]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     skip = set(base.family.embedding_copies)
     if head_is_tied(base.model, base.family):
@@ -68,41 +92,55 @@ def _tensors(base: Base) -> dict[str, torch.Tensor]:
         if path in skip:
             continue
         if isinstance(module, (Int8Linear, Int8Embedding)):
-            tensors.update(_int8_tensors(path, module))
+            tensors.update(_int8_tensors(path, module, as_float=_stays_float(path, float_layers)))
             continue
         for name, parameter in module.named_parameters(recurse=False):
             tensors[f"{path}.{name}"] = parameter.detach().cpu().contiguous()
     return tensors
 
 
-def _int8_tensors(path: str, module: Int8Linear | Int8Embedding) -> dict[str, torch.Tensor]:
+def _int8_tensors(path: str, module: Int8Linear | Int8Embedding, *, as_float: bool) -> dict[str, torch.Tensor]:
     weight = module.int8_weight
-    tensors = {
-        f"{path}.weight": weight.codes.cpu().contiguous(),
-        f"{path}.SCB": weight.absmax().cpu(),
-        f"{path}.weight_format": torch.tensor(0, dtype=torch.uint8),  # bitsandbytes: 0 is plain rows
-    }
+    if as_float:
+        tensors = {f"{path}.weight": weight.to_float().cpu()}
+    else:
+        tensors = {
+            f"{path}.weight": weight.codes.cpu().contiguous(),
+            f"{path}.SCB": weight.absmax().cpu(),
+            f"{path}.weight_format": torch.tensor(0, dtype=torch.uint8),  # bitsandbytes: 0 is plain rows
+        }
     bias = getattr(module, "bias", None)
     return tensors if bias is None else {**tensors, f"{path}.bias": bias.cpu()}
 
 
-def _config(base: Base) -> dict[str, Any]:
+def plain_config(base: Base) -> dict[str, Any]:
+    """What config.json must say about a base, whatever its weights are stored as."""
     config: dict[str, Any] = base.model.config.to_dict()
+    config.pop("quantization_config", None)
     # to_dict says "tied" for every T5; what the next reader must know is what the tensors are
     config["tie_word_embeddings"] = head_is_tied(base.model, base.family)
     config["dtype"] = "bfloat16" if base.precision == "bf16" else "float32"
     config["architectures"] = [type(base.model).__name__]
+    return config
+
+
+def _config(base: Base, float_layers: Sequence[str]) -> dict[str, Any]:
+    config = plain_config(base)
     if base.precision == "int8":
         config["quantization_config"] = {
             "quant_method": "bitsandbytes",
             "load_in_8bit": True,
             "llm_int8_threshold": 0.0,
+            **({"llm_int8_skip_modules": list(float_layers)} if float_layers else {}),
         }
     return config
 
 
-def _copy_side_files(base: Base, folder: Path) -> None:
-    """Copy the source's files byte for byte: a tokenizer saved anew may not load in other versions."""
+def copy_side_files(base: Base, folder: Path) -> None:
+    """generation_config.json and the tokenizer, byte for byte.
+
+    A tokenizer saved anew may not load in other versions.
+    """
     found = {n: base.source.folder / n for n in SIDE_FILES if (base.source.folder / n).is_file()}
     if "tokenizer.json" not in found and "spiece.model" not in found:  # GGUF carries its tokenizer inside
         base.tokenizer.save_pretrained(folder)

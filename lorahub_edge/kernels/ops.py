@@ -5,12 +5,20 @@ LoRA modules, models or files.
 """
 
 from lorahub_edge.kernels.compose_factors import compose_factors
-from lorahub_edge.kernels.inject_delta import Injected, InjectReport, Rounding, inject_delta, inject_delta_from_stack
+from lorahub_edge.kernels.inject_delta import (
+    NEAREST,
+    Injected,
+    InjectReport,
+    Rounding,
+    inject_delta,
+    inject_delta_from_stack,
+)
 from lorahub_edge.kernels.int8_epilogue import SidePath, int8_epilogue
 from lorahub_edge.kernels.int8_rows import dequantize_rows, quantize_activations, quantize_rows
 from lorahub_edge.kernels.routes import isa, route
 
 __all__ = [
+    "NEAREST",
     "InjectReport",
     "Injected",
     "Rounding",

@@ -20,8 +20,10 @@ def reading_rules() -> tuple[normalizers.Sequence, pre_tokenizers.Sequence]:
     """How text is cut into words: (normalizer, pre-tokenizer)."""
     # Runs of spaces count as one and ends are cut, so that text typed by hand is read like generated text.
     normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
+    # Words are split before they get their mark: transformers.js does not split where Metaspace is told to.
+    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always", split=False)]
     split_marks = pre_tokenizers.Split(Regex(MARKS), behavior="isolated")
-    return normalizer, pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), split_marks])
+    return normalizer, pre_tokenizers.Sequence([*words, split_marks])
 
 
 def grammar_texts(sample_rows: int = 4000) -> list[str]:

@@ -13,7 +13,7 @@ def side_factors(n_candidates: int, layer: Int8Linear, rank: int = 3) -> SideFac
     return SideFactors(A_t, torch.randn(n_candidates, layer.out_features, rank, generator=rng), 0.5)
 
 
-@pytest.mark.parametrize("engine", ["int8", "int8-two-part", "dequantize"])
+@pytest.mark.parametrize("engine", ["int8", "int8-split", "dequantize"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_side_factors_add_each_candidates_delta(engine, bias):
     layer = Int8Linear(Int8Weight.from_float(torch.randn(33, 31)), torch.randn(33) if bias else None, engine=engine)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lorahub_edge.cli import app
 from tests import tiny
 
-COMMANDS = ["adapt", "doctor", "evaluate", "predict", "train"]
+COMMANDS = ["adapt", "doctor", "evaluate", "export", "merge", "predict", "serve", "train", "verify"]
 
 
 @pytest.fixture
@@ -84,6 +84,30 @@ def test_train_makes_a_module_that_adapt_takes(call, adapt, bases, example_file)
     assert "trained module skill" in result.stdout
     assert adapt("--modules", "hub", "--out", "run").exit_code == 0
     assert "skill" in json.loads(Path("run/coefficients.json").read_text())
+
+
+def test_merge_says_what_survived_then_where_the_folder_is(adapt, call):
+    assert adapt("--out", "run", "--no-null-control").exit_code == 0
+    lines = call("merge", "run", "--out", "merged").stdout.splitlines()
+    assert lines[0].startswith("merged: ")
+    assert "% of the delta survived in" in lines[0]
+    assert lines[-1].startswith("merged folder: ")
+    record = json.loads(call("merge", "run", "--out", "in-place", "--in-place-int8", "--json").stdout)
+    assert record["survival"]["survived"] > 0.9
+    assert call("merge", "run", "--out", "merged").exit_code == 1
+
+
+def test_export_says_what_was_verified_and_verify_says_it_again(adapt, call):
+    assert adapt("--out", "run", "--no-null-control").exit_code == 0
+    lines = call("export", "run", "--out", "onnx").stdout.splitlines()
+    assert lines[0].startswith("exported int8, ")
+    assert lines[1].startswith("verified: logits within ")
+    assert lines[-1].startswith("exported folder: ")
+    assert call("verify", "onnx").stdout.startswith("verified: ")
+    assert json.loads(call("verify", "onnx", "--json").stdout)["passed"]
+    result = call("verify", "run")
+    assert result.exit_code == 1
+    assert "run is not an exported folder" in result.stderr
 
 
 def bad_jsonl(text):

@@ -69,7 +69,7 @@ def test_gives_arrays_back_once() -> None:
             compose(stack, out[:, :2].copy())
         with pytest.raises(ValueError, match="out: expected a C-contiguous array"):
             compose(stack, out[:, ::-1])
-        with pytest.raises(ValueError, match="stack: expected .*float32.*, received"):
+        with pytest.raises(ValueError, match=r"stack: expected .*float32.*, received"):
             compose(stack.astype(np.float64), out)
     assert (sys.getrefcount(stack), sys.getrefcount(out)) == before
 
@@ -135,7 +135,7 @@ def test_refuses_strides(stack: np.ndarray, received: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint32, np.complex64])
 def test_refuses_dtypes_and_never_converts(dtype: type) -> None:
     stack, out = stack_and_out()
-    with pytest.raises(ValueError, match="stack: expected .*float32.*, received"):
+    with pytest.raises(ValueError, match=r"stack: expected .*float32.*, received"):
         compose(stack.astype(dtype), out)
     with pytest.raises(ValueError, match="out: expected float32"):
         compose(stack, np.zeros_like(out, dtype))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorahub_edge.kernels import ops, reference
+from lorahub_edge.kernels import ops, reference, routes
 from tests.kernels import test_compose_factors as compose
 from tests.kernels import test_int8_epilogue as epilogue
 from tests.kernels.cuda_helpers import DEVICE, FLOATS, moved, needs_gpu, on_gpu, shifted
@@ -84,6 +84,22 @@ def test_int8_rows_equal_twin(n_rows: int, n_columns: int, dtype: torch.dtype) -
         assert_same_bytes(codes.cpu().flatten(), torch.tensor(twin_codes).flatten())
         assert_same_bytes(row_scale.cpu(), torch.tensor(twin_scale.tolist()))
         assert_same_bytes(ops.dequantize_rows(layout(codes), row_scale, dtype=dtype).cpu().flatten(), back)
+
+
+def test_dequantize_rounds_half_to_even() -> None:
+    """257/256 and its doubles lie in the middle between two bfloat16 numbers."""
+    codes = torch.tensor([[1, 2, 4, 8, 16, 32, 64, 0], [-1, -2, -4, -8, -16, -32, -64, 3]], dtype=torch.int8)
+    values = ops.dequantize_rows(on_gpu(codes), on_gpu(torch.tensor([257 / 256, 257 / 256])), dtype=torch.bfloat16)
+    assert values[:, :7].tolist() == codes[:, :7].tolist()
+
+
+def test_quantize_into_misaligned_codes() -> None:
+    """`ops` makes its own output, so the kernel is called directly."""
+    values = on_gpu(torch.from_numpy(hard_matrix(33, 256, seed=3)))
+    codes, row_scale = ops.quantize_rows(values)
+    native, out = routes.need_native("test", values.device, None), shifted(torch.zeros_like(codes))
+    native.module.quantize_rows(values, out, row_scale, native.where)
+    assert_same_bytes(out, codes)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

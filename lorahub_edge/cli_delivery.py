@@ -1,0 +1,134 @@
+"""The commands that bring an adapted model to its users: merge, export, verify, serve."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorahub_edge.commands import JsonOption, RunArgument, one_line_errors
+from lorahub_edge.errors import UnsupportedFormat
+from lorahub_edge.terminal import answers, messages, print_export, print_merge, print_verification
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add them to the command line."""
+    for command in (merge, export, verify, serve):
+        app.command()(command)
+
+
+@one_line_errors
+def merge(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="New folder for the merged transformers checkpoint.")],
+    precision: Annotated[str, typer.Option(help="int8 (bitsandbytes' layout), bf16 or fp32.")] = "int8",
+    in_place_int8: Annotated[
+        bool, typer.Option("--in-place-int8", help="Start from the int8 codes: the float checkpoint is not at hand.")
+    ] = False,
+    rounding: Annotated[str, typer.Option(help="nearest; in place also stochastic.")] = "nearest",
+    seed: Annotated[int, typer.Option(help="Of stochastic rounding.")] = 0,
+    min_survival: Annotated[
+        float, typer.Option(help="Fail if a smaller share of the delta survives the rounding (0 to 1).")
+    ] = 0.9,
+    as_json: JsonOption = False,
+) -> None:
+    """Fold a run's composed module into its base and write a transformers checkpoint.
+
+    Example: lorahub-edge merge runs/navigate --out merged
+    """
+    import lorahub_edge
+
+    merged = lorahub_edge.merge(
+        run,
+        out,
+        precision=precision,
+        in_place_int8=in_place_int8,
+        rounding=rounding,
+        seed=seed,
+        min_survival=min_survival,
+    )
+    if as_json:
+        record = {**merged.record, "survival": merged.survival.as_record(), "folder": str(merged.folder)}
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        print_merge(merged)
+
+
+@one_line_errors
+def export(
+    source: Annotated[str, typer.Argument(help="Run folder (merged first), merged folder, or a base.")],
+    out: Annotated[Path, typer.Option(help="New folder for the ONNX export.")],
+    precision: Annotated[str, typer.Option(help="int8 (the merged codes), fp16 or fp32.")] = "int8",
+    in_place_int8: Annotated[bool, typer.Option("--in-place-int8", help="Of the merge; see merge.")] = False,
+    min_survival: Annotated[float, typer.Option(help="Of the merge; see merge.")] = 0.9,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an ONNX folder for onnxruntime, Optimum and transformers.js, and verify that it answers as torch does.
+
+    Example: lorahub-edge export runs/navigate --out navigate-onnx
+    """
+    import lorahub_edge
+
+    exported = lorahub_edge.export(
+        source, out, precision=precision, in_place_int8=in_place_int8, min_survival=min_survival
+    )
+    if as_json:
+        record = {"folder": str(exported.folder), "bytes": exported.n_bytes, "verification": exported.report}
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        print_export(exported)
+
+
+@one_line_errors
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check an exported folder against the torch answers kept in it; exit code 1 if it differs.
+
+    Example: lorahub-edge verify navigate-onnx
+    """
+    import lorahub_edge
+
+    report = lorahub_edge.verify(folder)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        print_verification(report)
+        answers.print(f"report: {folder.absolute() / 'verification.json'}", soft_wrap=True, markup=False)
+
+
+@partial(one_line_errors, needs_torch=False)
+def serve(
+    folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Texts that may wait; beyond it requests get 429.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer. Default: the export's limit.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="Give up an answer after so many seconds (504).")] = 60.0,
+    shutdown_s: Annotated[float, typer.Option(help="Finish answers under way for so long after a signal.")] = 30.0,
+    threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: its own choice.")] = None,
+) -> None:
+    """Serve an exported folder over HTTP: /v1/completions, /health, /metrics, a page at /. Imports no torch.
+
+    Example: lorahub-edge serve navigate-onnx --port 8000
+    """
+    try:
+        from lorahub_edge.serve.server import ServerSettings, run
+    except ModuleNotFoundError as error:
+        raise UnsupportedFormat(f"serve: {error.name} is not installed; pip install 'lorahub-edge[serve]'") from error
+    settings = ServerSettings(
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_new_tokens=max_new_tokens,
+        timeout_s=timeout_s,
+        shutdown_s=shutdown_s,
+    )
+    messages.print(f"serving {folder} at http://{host}:{port}/", soft_wrap=True, markup=False)
+    run(folder, host=host, port=port, settings=settings, n_threads=threads)

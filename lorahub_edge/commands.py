@@ -1,0 +1,80 @@
+"""What the commands share: errors as one line, quiet libraries, options that several commands take."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.terminal import messages
+
+app = typer.Typer(
+    help="Adapt a language model to a new task by composing LoRA modules, without gradients.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def one_line_errors(command: Command, *, needs_torch: bool = True) -> Command:
+    """Library errors become one line on stderr and exit code 1; warnings become lines too.
+
+    Args:
+        command: what typer calls.
+        needs_torch: false for a command that must start without importing torch; its warnings stay as they are.
+    """
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            with quiet_libraries() if needs_torch else contextlib.nullcontext():
+                command(*args, **kwargs)
+        except LorahubEdgeError as error:
+            messages.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            messages.print("interrupted; nothing was written", style="red")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            messages.print(f"error: {where}{error.strerror or error}", style="red", soft_wrap=True, markup=False)
+            raise typer.Exit(1) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' logs and warnings off the terminal; ours are shown as one line each."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+            messages.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
+
+        warnings.showwarning = show
+        from lorahub_edge.tasks import InputsWereCut
+
+        warnings.simplefilter("always", InputsWereCut)
+        yield
+
+
+BaseOption = Annotated[
+    str, typer.Option(help='"pocket" (embedded), a folder, a .gguf file, or a Hub id with an optional @revision.')
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+PromptOption = Annotated[str, typer.Option(help="auto, plain, chat, or a text with {input} in it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder that adapt wrote.")]

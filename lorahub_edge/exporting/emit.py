@@ -1,0 +1,265 @@
+"""emit: put each layer's stored weight in the place of its symbol.
+
+Int8 layers compute as the base does: the input gets one scale per row, so that an answer does not depend on what else
+is in the batch. The codes are written as they are; nothing is quantised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from lorahub_edge.exporting.forms import INT8_FORMS, SPLIT, LayerForm
+from lorahub_edge.exporting.graphs import OPSET, Traced
+from lorahub_edge.exporting.nodes import needed_tensors, node_as_division, node_attributes, used_nodes, value_infos
+from lorahub_edge.exporting.onnx_file import BigTensor
+from lorahub_edge.exporting.symbols import CROSS, DOMAIN, EMBEDDING, LINEAR
+from lorahub_edge.exporting.weights import Weights
+
+# Opset 21 came with version 10; onnxruntime reads it from 1.18 on.
+IR_VERSION = 10
+
+
+def emit(traced: Traced, weights: Weights, forms: Mapping[str, LayerForm]) -> tuple[Any, list[BigTensor]]:
+    """An ONNX model without symbols, and the big tensors that belong to it.
+
+    Args:
+        traced: a graph with symbols.
+        weights: where the layers' weights are.
+        forms: path of the weight -> form.
+    """
+    return _Emitter(traced, weights, forms).emit()
+
+
+class _Scope:
+    """The nodes of a graph or of a branch in it, and the inputs that were quantised there already."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.quantised: dict[str, tuple[str, str]] = {}
+
+
+class _Emitter:
+    def __init__(self, traced: Traced, weights: Weights, forms: Mapping[str, LayerForm]) -> None:
+        self.traced = traced
+        self.weights = weights
+        self.forms = forms
+        self.small: dict[str, Any] = {}
+        self.big: dict[str, BigTensor] = {}
+        self.n_names = 0
+        linears = [n for n in traced.model.graph.node if n.domain == DOMAIN and n.op_type == LINEAR]
+        self.linear_targets = {node_attributes(n)["target"] for n in linears}
+        self.groups = self._groups(linears)
+
+    def emit(self) -> tuple[Any, list[BigTensor]]:
+        graph = self.traced.model.graph
+        scope = _Scope()
+        reciprocals = {n.output[0]: n for n in graph.node if n.op_type == "Reciprocal"}
+        taken: dict[str, str] = {}
+        for node in graph.node:
+            if node.domain == DOMAIN and node.op_type == CROSS:
+                self.cross_attention(scope, node, node_attributes(node))
+                taken = dict(zip(node.input[2:], node.output, strict=True))
+        for node in graph.node:
+            # lengths too are those of what the branch hands on, not of what the client handed in
+            node.input[:] = [taken.get(name, name) for name in node.input]
+            if node.domain == DOMAIN and node.op_type == CROSS:
+                continue
+            if node.domain == DOMAIN:
+                self._symbol(scope, node)
+            elif node.op_type == "Mul" and any(name in reciprocals for name in node.input):
+                # onnxruntime knows x / sqrt(mean(x**2)) as one operation, but not x * (1 / sqrt(...))
+                scope.nodes.append(node_as_division(node, reciprocals))
+            else:
+                scope.nodes.append(node)
+        nodes = used_nodes(scope.nodes, [o.name for o in graph.output])
+        small = [*graph.initializer, *self.small.values()]
+        proto = helper.make_graph(
+            nodes,
+            "lorahub_edge",
+            value_infos(self.traced.inputs),
+            value_infos(self.traced.outputs),
+            needed_tensors(small, nodes),
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="lorahub_edge")
+        return model, list(self.big.values())
+
+    def _groups(self, linears: list[Any]) -> dict[str, list[tuple[str, str]]]:
+        """First output of a group -> (target, output) of each: int8 layers with one input become one product."""
+        by_input: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for node in linears:
+            target = node_attributes(node)["target"]
+            form = self.forms[target].form
+            alone = form not in INT8_FORMS or target == self.weights.embedding
+            key = (node.input[0], node.output[0] if alone else form)
+            by_input.setdefault(key, []).append((target, node.output[0]))
+        return {group[0][1]: group for group in by_input.values()}
+
+    def _symbol(self, scope: _Scope, node: Any) -> None:
+        found = node_attributes(node)
+        if node.op_type == LINEAR:
+            if node.output[0] in self.groups:  # the others of its group come with the first
+                self.linear(scope, node.input[0], self.groups[node.output[0]])
+        elif node.op_type == EMBEDDING:
+            self.embedding(scope, node.input[0], found["target"], node.output[0])
+        else:
+            raise ValueError(f"emit: no such symbol {node.op_type}")
+
+    def add(self, scope: _Scope, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Append a node; returns the name of its output."""
+        output = output or self.name(op_type)
+        scope.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
+        return output
+
+    def name(self, stem: str) -> str:
+        """A name that no other value has."""
+        self.n_names += 1
+        return f"edge_{stem}_{self.n_names}"
+
+    def constant(self, value: Any, dtype: Any) -> str:
+        """A small tensor; equal ones are one."""
+        array = np.asarray(value, dtype)
+        name = f"edge_{array.dtype}_{'x'.join(map(str, array.shape))}_{'_'.join(map(str, array.ravel()))}"
+        self.small.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
+    def keep(self, tensor: BigTensor) -> str:
+        """Note a big tensor; returns its name."""
+        self.big.setdefault(tensor.name, tensor)
+        return tensor.name
+
+    def linear(self, scope: _Scope, x: str, layers: Sequence[tuple[str, str]]) -> None:
+        """output = x @ W.T + bias for each (target, output), all in one form and, in int8, by one product."""
+        targets = tuple(target for target, _ in layers)
+        form, biases = self.forms[targets[0]].form, [self.weights.bias(target) for target in targets]
+        products = [
+            output if bias is None else self.name("product") for (_, output), bias in zip(layers, biases, strict=True)
+        ]
+        whole = products[0] if len(products) == 1 else self.name("products")
+        if form == "int8_rows":
+            self._int8_rows(scope, x, targets, whole)
+        elif form == "int8_split":
+            self._int8_split(scope, x, targets, whole)
+        else:
+            self.add(scope, "MatMul", x, self._float_weight(scope, targets[0], form), output=whole)
+        if len(products) > 1:
+            sizes = self.constant([self.weights.shape(target)[0] for target in targets], np.int64)
+            scope.nodes.append(helper.make_node("Split", [whole, sizes], products, axis=-1))
+        for (target, output), product, bias in zip(layers, products, biases, strict=True):
+            if bias is not None:
+                self.add(scope, "Add", product, self.constant_of(bias, f"{target}.bias"), output=output)
+
+    def constant_of(self, values: Any, name: str) -> str:
+        """A tensor of some size that stays in the graph itself."""
+        self.small.setdefault(name, numpy_helper.from_array(values, name))
+        return name
+
+    def _int8_rows(self, scope: _Scope, x: str, targets: tuple[str, ...], output: str) -> None:
+        if x not in scope.quantised:
+            scope.quantised[x] = self._quantise_rows(scope, x)[1:]
+        codes, x_scale = scope.quantised[x]
+        self.add(scope, "Mul", self._int8_product(scope, codes, targets), x_scale, output=output)
+
+    def _int8_split(self, scope: _Scope, x: str, targets: tuple[str, ...], output: str) -> None:
+        """x = scale * (high + low / 254), both int8; one product of both with the weight, which is read once."""
+        key = f"{x} in two parts"
+        if key not in scope.quantised:
+            steps, high, scale = self._quantise_rows(scope, x)
+            rest = self.add(scope, "Sub", self.add(scope, "Div", x, scale), steps)
+            low = self._as_codes(scope, self.add(scope, "Mul", rest, self.constant(SPLIT, np.float32)))[1]
+            scope.quantised[key] = (self.add(scope, "Concat", high, low, axis=1), scale)
+        codes, x_scale = scope.quantised[key]
+        product = self._int8_product(scope, codes, targets)
+        high, low = self.name("high"), self.name("low")
+        scope.nodes.append(helper.make_node("Split", [product], [high, low], axis=1, num_outputs=2))
+        low = self.add(scope, "Div", low, self.constant(SPLIT, np.float32))
+        self.add(scope, "Mul", self.add(scope, "Add", high, low), x_scale, output=output)
+
+    def _int8_product(self, scope: _Scope, codes: str, targets: tuple[str, ...]) -> str:
+        """float32: codes @ weight, times the weight's scales."""
+        weight = self.keep(self.weights.codes_transposed(*targets))
+        product = self.add(scope, "MatMulInteger", codes, weight, self.constant(128, np.uint8))
+        values = self.add(scope, "Cast", product, to=TensorProto.FLOAT)
+        # the weight's scale first: onnxruntime would take the product of both scales for one scale per tensor
+        return self.add(scope, "Mul", values, self.keep(self.weights.row_scale(*targets)))
+
+    def _quantise_rows(self, scope: _Scope, x: str) -> tuple[str, str, str]:
+        """Whole steps as float32, the same as codes, and each row's scale; a row of zeros has scale 0, so any codes."""
+        absmax = self.add(scope, "ReduceMax", self.add(scope, "Abs", x), self.constant([-1], np.int64), keepdims=1)
+        scale = self.add(scope, "Div", absmax, self.constant(127, np.float32))
+        return (*self._as_codes(scope, self.add(scope, "Div", x, scale)), scale)
+
+    def _as_codes(self, scope: _Scope, values: str) -> tuple[str, str]:
+        """Rounded values, and the same as uint8 with zero point 128: int8 by another name, fast on every CPU."""
+        steps = self.add(scope, "Round", values)
+        shifted = self.add(scope, "Add", steps, self.constant(128, np.float32))
+        return steps, self.add(scope, "Cast", shifted, to=TensorProto.UINT8)
+
+    def _float_weight(self, scope: _Scope, target: str, form: str) -> str:
+        if target == self.weights.embedding:  # one copy for both uses
+            rows = self._as_float32(scope, self.keep(self.weights.rows(target, form)), form)
+            return self.add(scope, "Transpose", rows, perm=[1, 0])
+        return self._as_float32(scope, self.keep(self.weights.float_transposed(target, form)), form)
+
+    def _as_float32(self, scope: _Scope, name: str, form: str) -> str:
+        return self.add(scope, "Cast", name, to=TensorProto.FLOAT) if form == "fp16" else name
+
+    def embedding(self, scope: _Scope, ids: str, target: str, output: str) -> None:
+        """Rows of the embedding; of the head's own tensor if the graph has that as well."""
+        form = self.forms[target].form if target in self.linear_targets else self.weights.embedding_form
+        if form in ("fp32", "fp16"):
+            rows = self.keep(self.weights.rows(target, form))
+            self._as_float32_rows(scope, self.add(scope, "Gather", rows, ids), form, output)
+            return
+        codes = self._embedding_codes(scope, ids, target)
+        scale = self.add(scope, "Gather", self.keep(self.weights.row_scale(target)), ids)
+        scale = self.add(scope, "Unsqueeze", scale, self.constant([-1], np.int64))
+        self.add(scope, "Mul", codes, scale, output=output)
+
+    def _as_float32_rows(self, scope: _Scope, rows: str, form: str, output: str) -> None:
+        if form == "fp16":
+            self.add(scope, "Cast", rows, to=TensorProto.FLOAT, output=output)
+        else:
+            self.add(scope, "Identity", rows, output=output)
+
+    def _embedding_codes(self, scope: _Scope, ids: str, target: str) -> str:
+        if target not in self.linear_targets:
+            codes = self.add(scope, "Gather", self.keep(self.weights.codes(target)), ids)
+        else:  # stored (in, out) for the head: pick columns
+            columns = self.add(scope, "Gather", self.keep(self.weights.codes_transposed(target)), ids, axis=1)
+            codes = self.add(scope, "Transpose", columns, perm=[1, 2, 0])
+        return self.add(scope, "Cast", codes, to=TensorProto.FLOAT)
+
+    def cross_attention(self, scope: _Scope, node: Any, attributes: Mapping[str, Any]) -> None:
+        """One branch for all layers: caches as they were given, or projections of the encoder's output."""
+        condition, hidden, *past = node.input
+        reused, fresh = _Scope(), _Scope()
+        branches: dict[str, Any] = {}
+        for name, branch in (("then_branch", reused), ("else_branch", fresh)):
+            outputs = []
+            for index, given in enumerate(past):
+                output = f"{node.output[index]}_{name}"
+                if branch is reused:
+                    self.add(branch, "Identity", given, output=output)
+                elif index % 4 < 2:
+                    # some clients hand over a cache of one zero position in the first step: it is not part of the text
+                    bounds = [self.constant([value], np.int64) for value in (0, 0, 2)]
+                    self.add(branch, "Slice", given, *bounds, output=output)
+                else:
+                    target = attributes["targets"][2 * (index // 4) + index % 2]
+                    self._project_heads(branch, hidden, target, attributes, output)
+                outputs.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+            branches[name] = helper.make_graph(branch.nodes, name, [], outputs)
+        scope.nodes.append(helper.make_node("If", [condition], list(node.output), **branches))
+
+    def _project_heads(
+        self, scope: _Scope, hidden: str, target: str, attributes: Mapping[str, Any], output: str
+    ) -> None:
+        flat = self.name("projected")
+        self.linear(scope, hidden, [(target, flat)])
+        heads = self.constant([0, 0, attributes["n_heads"], attributes["head_width"]], np.int64)
+        self.add(scope, "Transpose", self.add(scope, "Reshape", flat, heads), perm=[0, 2, 1, 3], output=output)

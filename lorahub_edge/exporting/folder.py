@@ -1,0 +1,119 @@
+"""Write an exported folder: graphs under onnx/, config, tokenizer, our record and the reference."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lorahub_edge.base import Base
+from lorahub_edge.base.save import copy_side_files, plain_config
+from lorahub_edge.exporting.emit import emit
+from lorahub_edge.exporting.forms import LayerForm, choose_forms
+from lorahub_edge.exporting.graphs import OPSET, Traced, trace_causal, trace_decoder, trace_encoder
+from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES, write_model
+from lorahub_edge.exporting.symbols import skeleton
+from lorahub_edge.exporting.weights import Weights
+from lorahub_edge.serve.folder import EXPORT_FORMAT, RECORD
+from lorahub_edge.sources import sha256_files
+from lorahub_edge.tasks import EncodedExample, PromptFormat
+
+# transformers.js finds a file by the name's ending; Optimum takes any.
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8"}
+GRAPHS = "onnx"
+
+
+def write_graphs(
+    base: Base,
+    examples: Sequence[EncodedExample],
+    folder: Path,
+    precision: str,
+    *,
+    inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+) -> tuple[dict[str, str], dict[str, LayerForm]]:
+    """Trace, fill and write the graphs.
+
+    Returns:
+        Graph name -> file within the folder, and the form of each layer.
+    """
+    forms = choose_forms(base, examples, precision)
+    weights, model = Weights(base, precision), skeleton(base)
+    (folder / GRAPHS).mkdir()
+    if base.family.is_seq2seq:
+        todo = {"encoder": ("encoder_model", trace_encoder), "decoder": ("decoder_model_merged", trace_decoder)}
+    else:
+        todo = {"model": ("model", trace_causal)}
+    files = {}
+    for name, (stem, trace) in todo.items():
+        path = folder / GRAPHS / f"{stem}{SUFFIXES[precision]}.onnx"
+        _write_graph(path, trace(model), weights, forms, inline_limit_bytes)
+        files[name] = f"{GRAPHS}/{path.name}"
+    return files, forms
+
+
+def _write_graph(
+    path: Path, traced: Traced, weights: Weights, forms: Mapping[str, LayerForm], inline_limit_bytes: int
+) -> None:
+    model, tensors = emit(traced, weights, forms)
+    write_model(path, model, tensors, inline_limit_bytes=inline_limit_bytes)
+    gc.collect()  # the traced program refers to itself in circles
+
+
+def write_side_files(base: Base, folder: Path, precision: str) -> None:
+    """config.json, generation_config.json and the source's tokenizer files, tokenizer.json in any case."""
+    copy_side_files(base, folder)
+    has_data = any((folder / GRAPHS).glob("*.onnx_data"))
+    config = plain_config(base)
+    config["transformers.js_config"] = {"dtype": precision, **({"use_external_data_format": True} if has_data else {})}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not (folder / "tokenizer.json").is_file():
+        base.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    generation = folder / "generation_config.json"
+    if not generation.is_file():
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        found = {name: value for name in names if (value := getattr(base.model.config, name, None)) is not None}
+        generation.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def write_record(
+    base: Base,
+    folder: Path,
+    precision: str,
+    graphs: Mapping[str, str],
+    forms: Mapping[str, LayerForm],
+    *,
+    prompt: PromptFormat,
+    pad_id: int,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    provenance: Mapping[str, Any],
+) -> None:
+    """lorahub_edge.json: all that serving needs besides the graphs and the tokenizer."""
+    config: Any = base.model.config
+    record = {
+        "format": EXPORT_FORMAT,
+        "family": base.family.name,
+        "precision": precision,
+        "opset": OPSET,
+        "graphs": dict(graphs),
+        "files": sha256_files([p for p in (folder / GRAPHS).iterdir() if p.is_file()]),
+        "prompt": {
+            "before": prompt.before,
+            "after": prompt.after,
+            "add_special_tokens": prompt.add_special_tokens,
+            "max_input_tokens": prompt.max_input_tokens,
+        },
+        "generation": {
+            "pad_id": pad_id,
+            "start_id": config.decoder_start_token_id if base.family.is_seq2seq else None,
+            "end_ids": list(end_ids),
+            "max_new_tokens": max_new_tokens,
+            "max_positions": None if base.family.is_seq2seq else config.max_position_embeddings,
+        },
+        "source": dict(provenance),
+        "forms": {path: asdict(form) for path, form in forms.items()},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""The reference: what our torch model answers, kept in the folder so that it can be verified anywhere, without torch.
+
+A case is a batch of prompts with a few tokens of their answers: what the logits must be, and what the greedy answers
+are. Prompts are the run's examples, alone and together, and random tokens of various lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GenerationConfig
+
+from lorahub_edge.base import Base
+from lorahub_edge.tasks import EncodedExample
+
+# Lengths that catch bugs: 1, around a power of two, and a batch of unequal ones, which is padded.
+RANDOM_LENGTHS = ((1,), (9,), (33,), (1, 8, 17))
+N_PREFIX = 3
+MAX_GREEDY_TOKENS = 32
+MAX_EXAMPLES = 8
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Tokens that the model's generation needs."""
+
+    pad_id: int
+    end_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+@torch.inference_mode()
+def reference_arrays(base: Base, examples: Sequence[EncodedExample], settings: Settings) -> dict[str, NDArray[Any]]:
+    """Every case's inputs and torch's answers.
+
+    Returns:
+        For case k: "k.kind" (text), "k.prompts" int64 (b, s) padded with -1, "k.prefix" int64 (b, p), "k.logits"
+        float32 (b, p + 1, vocabulary), "k.greedy" int64 (b, n) padded with -1.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, (kind, prompts) in enumerate(_prompts(base, examples)):
+        greedy = _greedy(base, prompts, settings)
+        if kind == "random":
+            prefix = _random_ids(base, [N_PREFIX] * len(prompts), seed=_SEED + 100 + number)
+        else:  # the answers themselves; unequal ones are cut to the shortest
+            n = min(min(map(len, greedy)), MAX_GREEDY_TOKENS) - 1
+            prefix = [row[:n] for row in greedy]
+        arrays[f"{number}.kind"] = np.array(kind)
+        arrays[f"{number}.prompts"] = _padded(prompts)
+        arrays[f"{number}.prefix"] = np.array(prefix, np.int64).reshape(len(prompts), -1)
+        arrays[f"{number}.logits"] = _logits(base, prompts, prefix, settings.pad_id)
+        arrays[f"{number}.greedy"] = _padded(greedy)
+    return arrays
+
+
+def write_reference(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """One .npz file."""
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def _prompts(base: Base, examples: Sequence[EncodedExample]) -> Iterable[tuple[str, list[list[int]]]]:
+    rows = [list(e.input_ids) for e in examples[:MAX_EXAMPLES]]
+    for row in rows:
+        yield "example", [row]
+    if len(rows) > 1:
+        yield "examples in one batch", rows
+    for number, lengths in enumerate(RANDOM_LENGTHS):
+        yield "random", _random_ids(base, lengths, seed=_SEED + number)
+
+
+def _random_ids(base: Base, lengths: Sequence[int], *, seed: int) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    special = set(base.tokenizer.all_special_ids)
+    vocabulary = np.array(
+        [i for i in range(min(len(base.tokenizer), base.model.config.vocab_size)) if i not in special]
+    )
+    return [rng.choice(vocabulary, n).tolist() for n in lengths]
+
+
+def _batch(base: Base, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(map(len, prompts))
+    ids = torch.full((len(prompts), length), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        place = slice(0, len(prompt)) if base.family.is_seq2seq else slice(length - len(prompt), length)
+        ids[row, place], mask[row, place] = torch.tensor(prompt), 1
+    return ids, mask
+
+
+def _greedy(base: Base, prompts: Sequence[Sequence[int]], settings: Settings) -> list[list[int]]:
+    ids, mask = _batch(base, prompts, settings.pad_id)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=min(settings.max_new_tokens, MAX_GREEDY_TOKENS),
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=settings.pad_id,
+        eos_token_id=sorted(settings.end_ids),
+        decoder_start_token_id=getattr(base.model.config, "decoder_start_token_id", None),
+    )
+    output = base.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+    rows = output[:, 1 if base.family.is_seq2seq else ids.shape[1] :].tolist()
+    return [_until_end(row, settings.end_ids) for row in rows]
+
+
+def _until_end(row: list[int], end_ids: tuple[int, ...]) -> list[int]:
+    for place, token in enumerate(row):
+        if token in end_ids:
+            return row[: place + 1]
+    return row
+
+
+def _logits(
+    base: Base, prompts: Sequence[Sequence[int]], prefix: Sequence[Sequence[int]], pad_id: int
+) -> NDArray[np.float32]:
+    ids, mask = _batch(base, prompts, pad_id)
+    answer = torch.tensor(prefix, dtype=torch.long).reshape(len(prompts), -1)
+    if base.family.is_seq2seq:
+        start = torch.full((len(prompts), 1), base.model.config.decoder_start_token_id)
+        decoder_ids = torch.cat([start, answer], 1)
+        logits = base.model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+    else:
+        mask = torch.cat([mask, torch.ones_like(answer)], 1)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        whole = torch.cat([ids, answer], 1)
+        logits = base.model(input_ids=whole, attention_mask=mask, position_ids=positions).logits[:, ids.shape[1] - 1 :]
+    result: NDArray[np.float32] = logits.float().numpy()
+    return result
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    result = np.full((len(rows), max(map(len, rows))), -1, np.int64)
+    for number, row in enumerate(rows):
+        result[number, : len(row)] = row
+    return result

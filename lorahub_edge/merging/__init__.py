@@ -1,0 +1,16 @@
+"""Merging: fold a composed module into the base, and say how much of it survived the rounding."""
+
+from lorahub_edge.merging.entry import DEFAULT_MIN_SURVIVAL, Merged, MergeLost, merge
+from lorahub_edge.merging.source import RunSource, read_run
+from lorahub_edge.merging.survival import LayerSurvival, Survival
+
+__all__ = [
+    "DEFAULT_MIN_SURVIVAL",
+    "LayerSurvival",
+    "MergeLost",
+    "Merged",
+    "RunSource",
+    "Survival",
+    "merge",
+    "read_run",
+]

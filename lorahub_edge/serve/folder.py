@@ -1,0 +1,121 @@
+"""The exported folder: its record, its files, its prompt. Knows JSON and tokenizers, nothing of graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+
+EXPORT_FORMAT = "lorahub-edge-export/1"
+RECORD, REFERENCE, VERIFICATION = "lorahub_edge.json", "reference.npz", "verification.json"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a text becomes the tokens that the model was adapted on.
+
+    Attributes:
+        before, after: text around the input.
+        add_special_tokens: whether the tokenizer adds its own marks.
+        max_input_tokens: longer prompts are refused.
+    """
+
+    before: str
+    after: str
+    add_special_tokens: bool
+    max_input_tokens: int
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """An exported model's files and settings.
+
+    Attributes:
+        folder: where it is.
+        record: lorahub_edge.json.
+        graphs: "encoder" and "decoder", or "model" -> its .onnx file.
+        tokenizer: of the `tokenizers` library.
+        prompt: around every input.
+        end_ids: tokens that end an answer.
+        pad_id, start_id: the padding, and the decoder's first token (None for decoder-only models).
+        max_new_tokens: where answers are cut unless a request says otherwise.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    graphs: Mapping[str, Path]
+    tokenizer: Tokenizer
+    prompt: Prompt
+    end_ids: tuple[int, ...]
+    pad_id: int
+    start_id: int | None
+    max_new_tokens: int
+
+    @property
+    def is_seq2seq(self) -> bool:
+        """Whether there is an encoder."""
+        return "encoder" in self.graphs
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the prompt around a text; not cut."""
+        prompt = self.prompt
+        encoding = self.tokenizer.encode(
+            f"{prompt.before}{text}{prompt.after}", add_special_tokens=prompt.add_special_tokens
+        )
+        return list(encoding.ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer's tokens, special ones left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def __repr__(self) -> str:
+        return f"ExportFolder({self.folder.name}, {self.record['family']}, {self.record['precision']})"
+
+
+def open_folder(folder: str | Path) -> ExportFolder:
+    """Read what `lorahub-edge export` wrote.
+
+    Raises:
+        InvalidInput: no such folder, or one that is not an export.
+        UnsupportedFormat: an export with missing or broken files.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        is_export = record["format"] == EXPORT_FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(
+            f"{folder} is not an exported folder; expected one with a {RECORD} that lorahub-edge export wrote"
+        ) from error
+    if not is_export:
+        raise UnsupportedFormat(
+            f"{folder}: expected format {EXPORT_FORMAT}, received {record['format']!r}; export again"
+        )
+    try:
+        graphs = {name: folder / str(path) for name, path in record["graphs"].items()}
+        generation = record["generation"]
+        prompt = Prompt(**record["prompt"])
+        values = {name: generation[name] for name in ("pad_id", "start_id", "max_new_tokens")}
+        end_ids = tuple(int(i) for i in generation["end_ids"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnsupportedFormat(f"{folder / RECORD}: incomplete ({error!r}); export again") from error
+    for path in graphs.values():
+        if not path.is_file():
+            raise UnsupportedFormat(f"{folder}: {path.relative_to(folder)} is missing; export again")
+    return ExportFolder(folder, record, graphs, _tokenizer(folder), prompt, end_ids, **values)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing more particular
+        raise UnsupportedFormat(f"{folder}: its tokenizer.json cannot be read ({first_line(error)})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,88 @@
+"""GenerationSettings: how an answer is chosen, and the choice of one token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorahub_edge.errors import InvalidInput
+
+MAX_BEAMS = 16
+MAX_STOPS = 16
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to answer one prompt.
+
+    Attributes:
+        max_new_tokens: at most so many tokens; None for the export's own limit.
+        temperature: 0 is greedy; otherwise logits are divided by it before sampling.
+        top_k: sample among so many of the likeliest tokens; 0 for all.
+        top_p: sample among the likeliest tokens that make up this probability.
+        n_beams: 1, or the width of a beam search (temperature 0).
+        length_penalty: beams are compared by log-probability / length**length_penalty.
+        stop: texts that end an answer; they are not part of it.
+        seed: of sampling; equal seeds give equal answers, whatever else is in the batch.
+
+    Raises:
+        InvalidInput: a value out of range.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    n_beams: int = 1
+    length_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_new_tokens", self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a number of at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("n_beams", 1 <= self.n_beams <= MAX_BEAMS, f"from 1 to {MAX_BEAMS}"),
+            ("length_penalty", math.isfinite(self.length_penalty), "a finite number"),
+            ("stop", len(self.stop) <= MAX_STOPS and all(self.stop), f"at most {MAX_STOPS} texts, none of them empty"),
+        )
+        for name, is_right, expected in checks:
+            if not is_right:
+                raise InvalidInput(f"{name}: expected {expected}, received {getattr(self, name)!r}")
+        if self.n_beams > 1 and self.temperature > 0:
+            raise InvalidInput("n_beams: beam search does not sample; expected temperature 0 or n_beams 1")
+
+    def chooser(self) -> Chooser:
+        """What picks this answer's tokens, one by one."""
+        return Chooser(self)
+
+
+class Chooser:
+    """Picks tokens; has a random state of its own."""
+
+    def __init__(self, settings: GenerationSettings) -> None:
+        self._settings = settings
+        self._rng = np.random.default_rng(settings.seed)
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """A token from logits (vocabulary,)."""
+        settings = self._settings
+        if settings.temperature == 0:
+            return int(logits.argmax())
+        scaled = logits.astype(np.float64) / settings.temperature
+        order = np.argsort(-scaled, kind="stable")
+        if settings.top_k:
+            order = order[: settings.top_k]
+        probabilities = np.exp(scaled[order] - scaled[order[0]])
+        probabilities /= probabilities.sum()
+        if settings.top_p < 1:
+            n_kept = int(np.searchsorted(np.cumsum(probabilities), settings.top_p)) + 1
+            order, probabilities = order[:n_kept], probabilities[:n_kept]
+            probabilities /= probabilities.sum()
+        place = int(np.searchsorted(np.cumsum(probabilities), self._rng.random(), side="right"))
+        return int(order[min(place, len(order) - 1)])

@@ -1,0 +1,130 @@
+"""generate: greedy, sampling, beams, stop texts and batches, with onnxruntime alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import lorahub_edge
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat
+from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, open_folder, stream
+from lorahub_edge.serve import model as serve_model
+from tests import tiny
+
+TEXTS = [text for text, _ in tiny.ROWS]
+
+
+def test_serving_imports_neither_torch_nor_transformers(folders):
+    """In a fresh process; the answers come all the same."""
+    program = (
+        "import sys\n"
+        "from lorahub_edge.serve import OnnxModel, generate\n"
+        "import lorahub_edge.serve.server\n"
+        f"print(generate(OnnxModel({str(folders['t5'])!r}), ['is red a dog ?'])[0].finish_reason)\n"
+        "print([m for m in ('torch', 'transformers', 'onnxscript') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[1:] == ["[]"], done.stderr
+
+
+def test_a_batch_answers_as_each_text_alone(model):
+    settings = GenerationSettings(max_new_tokens=12)
+    assert generate(model, TEXTS, settings) == [generate(model, [text], settings)[0] for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_beam_search_is_that_of_transformers(bases, folders, kind):
+    """The torch model's own beam search, in int8, finds the same answers where they are not tied."""
+    base = lorahub_edge.load_base(str(bases[kind]), device="cpu")
+    model = OnnxModel(folders[kind])
+    for text in TEXTS:
+        ids = model.files.encode(text)
+        expected = base.model.generate(
+            input_ids=torch.tensor([ids]), max_new_tokens=8, num_beams=3, do_sample=False, length_penalty=1.0,
+            early_stopping=False, eos_token_id=list(model.files.end_ids), pad_token_id=0,
+        )[0].tolist()  # fmt: skip
+        expected = expected[1:] if kind == "t5" else expected[len(ids) :]
+        found = generate(model, [text], GenerationSettings(max_new_tokens=8, n_beams=3))[0]
+        # transformers pads the answer, and the pad token may also be an answer's last word
+        assert "".join(map(chr, found.token_ids)).rstrip("\0") == "".join(map(chr, expected)).rstrip("\0"), text
+
+
+def test_sampling_repeats_from_its_seed_whatever_is_in_the_batch(model):
+    settings = [GenerationSettings(max_new_tokens=8, temperature=1.5, seed=seed) for seed in range(len(TEXTS))]
+    together = generate(model, TEXTS, settings)
+    assert together == generate(model, TEXTS, settings)
+    assert generate(model, TEXTS[2:3], settings[2]) == together[2:3]
+    assert len({c.token_ids for c in generate(model, TEXTS[:1] * 6, settings)}) > 1
+
+
+def test_top_k_one_and_a_tiny_top_p_are_greedy(model):
+    greedy = generate(model, TEXTS, GenerationSettings(max_new_tokens=8))
+    for options in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert generate(model, TEXTS, GenerationSettings(max_new_tokens=8, temperature=5.0, **options)) == greedy
+
+
+def test_sampling_follows_the_probabilities():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    chooser = GenerationSettings(temperature=1.0, top_p=0.9, seed=1).chooser()
+    counts = np.bincount([chooser.choose(logits) for _ in range(4000)], minlength=4) / 4000
+    expected = np.array([0.5, 0.3, 0.15, 0]) / 0.95
+    assert np.abs(counts - expected).max() < 0.03
+
+
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(model):
+    for text in TEXTS:
+        whole = generate(model, [text], GenerationSettings(max_new_tokens=12))[0]
+        words = whole.text.split(" ")
+        if len(words) < 3:
+            continue
+        stop = f" {words[1]}"
+        cut = generate(model, [text], GenerationSettings(max_new_tokens=12, stop=(stop,)))[0]
+        assert cut.text == whole.text[: whole.text.index(stop)]
+        assert cut.finish_reason == "stop"
+        pieces = list(stream(model, [text], GenerationSettings(max_new_tokens=12, stop=(stop,))))
+        assert "".join(piece.text for piece in pieces) == cut.text
+
+
+def test_a_stream_is_the_answer_in_pieces(model):
+    settings = GenerationSettings(max_new_tokens=12)
+    pieces = list(stream(model, TEXTS, settings))
+    for row, completion in enumerate(generate(model, TEXTS, settings)):
+        assert "".join(piece.text for piece in pieces if piece.row == row) == completion.text
+        assert [p.completion for p in pieces if p.row == row][-1] == completion
+
+
+def test_a_row_that_nobody_wants_leaves_the_batch(model):
+    pieces = list(stream(model, TEXTS[:2], GenerationSettings(max_new_tokens=12), is_wanted=lambda row: row == 1))
+    assert {piece.row for piece in pieces if piece.completion} == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, "temperature: expected a number of at least 0"),
+        ({"temperature": float("nan")}, "temperature: expected"),
+        ({"top_p": 0}, "top_p: expected above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
+        ({"n_beams": 99}, "n_beams: expected from 1 to 16"),
+        ({"n_beams": 2, "temperature": 1}, "beam search does not sample"),
+        ({"stop": ("",)}, "stop: expected"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(InvalidInput, match=message):
+        GenerationSettings(**settings)
+
+
+def test_texts_that_are_too_long_and_wrong_folders_are_refused(model, tmp_path, monkeypatch):
+    limit = model.files.prompt.max_input_tokens
+    with pytest.raises(InvalidInput, match=f"expected 1 to {limit} tokens, received"):
+        generate(model, ["dog " * (limit + 1)])
+    with pytest.raises(InvalidInput, match="no text was given"):
+        generate(model, [])
+    with pytest.raises(InvalidInput, match="is not an exported folder"):
+        open_folder(tmp_path)
+    monkeypatch.setattr(serve_model.onnxruntime, "__version__", "1.9.0")
+    with pytest.raises(UnsupportedFormat, match=r"onnxruntime: expected 1\.20 or newer, received 1\.9\.0; upgrade it"):
+        OnnxModel(model.files)
