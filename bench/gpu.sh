@@ -56,7 +56,7 @@ export -f sanitized run_doctor
 step gpu 40 "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 1
 step build 150 "$python" -m pip install --quiet --no-build-isolation --no-deps --editable . || exit 1
 TAIL=12 step doctor 30 bash -c run_doctor
-TAIL=8 step test 120 "$python" -m pytest -q -rs -W default $tests tests/cli/test_doctor.py
+TAIL=8 step test 120 "$python" -m pytest -q -rs --noconftest -W default $tests tests/cli/test_doctor.py
 if command -v compute-sanitizer >/dev/null; then
   step memcheck 80 bash -c 'sanitized memcheck "33-33 or misaligned or stack or launch_takes or beside"'
   step racecheck 60 bash -c 'sanitized racecheck "33-257 or misaligned or stack or (groups and 65)"'

@@ -14,6 +14,7 @@ from lorahub_edge.base import Int8Linear
 from lorahub_edge.errors import InvalidInput, OutputExists, UnsupportedFormat
 from lorahub_edge.exporting import VerificationFailed
 from lorahub_edge.exporting.folder import SUFFIXES
+from lorahub_edge.exporting.forms import MAX_ROWS_ERROR
 from lorahub_edge.serve import OnnxModel, generate, open_folder
 from tests import tiny
 
@@ -142,14 +143,13 @@ def test_an_answer_does_not_depend_on_its_batch(exported):
         assert np.abs(alone[0] - together[row]).max() < 1e-4 * np.abs(together).max()
 
 
-def test_layers_with_outliers_get_their_input_in_two_parts(exported):
+def test_a_layer_gets_its_input_in_two_parts_where_one_part_is_not_enough(exported):
     forms = json.loads((exported / "lorahub_edge.json").read_text())["forms"]
-    wo = [form for path, form in forms.items() if path.endswith(".wo")]
-    assert len(wo) == 4
-    for form in wo:
-        assert form["form"] == "int8_split"
-        assert form["errors"]["int8_split"] < form["errors"]["int8_rows"] / 50
-    assert forms["encoder.block.0.layer.0.SelfAttention.q"]["form"] == "int8_rows"
+    measured = [form for form in forms.values() if form["errors"]]
+    assert measured
+    for form in measured:
+        assert form["errors"]["int8_split"] < max(form["errors"]["int8_rows"] / 50, 1e-6)  # float32 has no more
+        assert form["form"] == "int8_split" or form["errors"]["int8_rows"] <= MAX_ROWS_ERROR
 
 
 def damage(folder, change):

@@ -157,7 +157,7 @@ __device__ inline float rounded(const Rounder& rounder, float value, index_t col
     const float steps = __fdiv_rn(value, rounder.step);
     const float whole = rounder.whole(steps, column);
     const float code = clamped(whole);
-    n_clipped += code != whole ? 1.0f : 0.0f;
+    n_clipped += fabsf(steps) > kMaxCode + 0.5f ? 1.0f : 0.0f;
     error = code - steps;
     return code;
   } else {

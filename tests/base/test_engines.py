@@ -1,0 +1,75 @@
+"""Engines are chosen by the error that they make: among the cases a model with channels far above the rest."""
+
+import pytest
+import torch
+
+from lorahub_edge.base import load_base
+from lorahub_edge.base.engines import MOST_ONE_PART_ERROR, one_part_errors
+from lorahub_edge.base.int8 import Int8Linear, Int8Weight, int8_matmul_available
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(
+    not int8_matmul_available(torch.device("cpu")), reason="needs a CPU with fast int8 products (VNNI)"
+)
+
+
+def outlier_model(folder):
+    """A T5 whose first feed-forward layer has two channels a thousand times above the rest, with weights to match."""
+    model = tiny.make_model("t5")
+    with torch.no_grad():
+        model.encoder.block[0].layer[1].DenseReluDense.wi_1.weight[:2] *= 1000
+        model.encoder.block[0].layer[1].DenseReluDense.wo.weight[:, :2] /= 1000
+    return tiny.save_model(model, folder / "outliers", "t5")
+
+
+def layers_of(base):
+    return {name: m for name, m in base.model.named_modules() if isinstance(m, Int8Linear)}
+
+
+def inputs_of(base, n_tokens):
+    ids = torch.arange(n_tokens)[None] % base.model.config.vocab_size
+    return {"input_ids": ids, "labels": ids[:, :7]}
+
+
+def test_only_the_layer_behind_the_outliers_is_split(tmp_path):
+    base = load_base(str(outlier_model(tmp_path)), device="cpu")
+    split = {name for name, layer in layers_of(base).items() if layer.engine == "int8-split"}
+    assert "encoder.block.0.layer.1.DenseReluDense.wo" in split
+    assert "encoder.block.0.layer.1.DenseReluDense.wi_0" not in split
+    assert base.layer_engines["int8-split"] == len(split) < len(layers_of(base))
+
+
+@pytest.mark.parametrize("n_tokens", [9, 1100])
+def test_loss_with_outliers_is_near_that_of_float_products(tmp_path, n_tokens):
+    """Also on long inputs; and one part everywhere is not near, so the choice is what makes it so.
+
+    Each layer may be off by 2 % of its output. Layers err independently, so what reaches the logits is off by the root
+    of their number times that, in units of the logits' own spread; the loss, a mean over labels, by no more.
+    """
+    base = load_base(str(outlier_model(tmp_path)), device="cpu")
+    layers = layers_of(base)
+    chosen = {name: layer.engine for name, layer in layers.items()}
+
+    def output(engine=None):
+        for name, layer in layers.items():
+            layer.engine = engine or chosen[name]
+        with torch.inference_mode():
+            return base.model(**inputs_of(base, n_tokens))
+
+    exact = output("dequantize")
+    bound = MOST_ONE_PART_ERROR * len(layers) ** 0.5 * float(exact.logits.std())
+    errors = {engine: abs(float(output(engine).loss - exact.loss)) for engine in (None, "int8", "int8-split")}
+    assert errors[None] < bound < errors["int8"]
+    assert errors["int8-split"] < bound
+
+
+def test_errors_are_measured_against_the_float_product():
+    layer = Int8Linear(Int8Weight.from_float(torch.randn(32, 64)), engine="dequantize")
+    plain = torch.randn(5, 64)
+    outlier = plain.clone()
+    outlier[3, 7] = 1e3
+    assert 0.002 < one_part_errors({"a": layer}, lambda: layer(plain))["a"] < MOST_ONE_PART_ERROR
+    # one step of the row with the outlier is 8, larger than all its other values, which are lost in the sum
+    layer.codes[:, 7] = 0
+    assert one_part_errors({"a": layer}, lambda: layer(outlier))["a"] > 0.9
+    assert layer.engine == "dequantize"
