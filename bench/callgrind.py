@@ -70,7 +70,8 @@ def build() -> str:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"bench.callgrind: {' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
-    (found,) = BUILD.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")
+    # one folder per version of CMake that has configured there
+    found = max(BUILD.glob("CMakeFiles/*/CMakeCXXCompiler.cmake"), key=lambda path: path.stat().st_mtime)
     facts = dict(re.findall(r'set\((CMAKE_CXX_COMPILER_(?:ID|VERSION)) "(.*?)"\)', found.read_text()))
     return f"{facts['CMAKE_CXX_COMPILER_ID']} {facts['CMAKE_CXX_COMPILER_VERSION']}"
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.records import RESULTS, ROOT, Record, read
+from bench.tables_ops import ops_table
 from lorahub_edge.adaptation import FORMS
 from lorahub_edge.adaptation import PRESETS as SEARCH_PRESETS
 
@@ -118,6 +119,7 @@ _SERVERS = {
 
 TABLES: dict[str, Callable[[], str]] = {
     "bbh-smollm2": bbh_smollm2,
+    "ops": ops_table,
     "pocket-heldout": pocket_heldout,
     "presets": presets,
     "serve-t5-large": serve_t5_large,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 def in_turns(
     calls: Mapping[str, Callable[[], object]], *, n_repeats: int, n_warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the contenders taking turns and the first place.
+    """Seconds of each call, the contenders taking turns in a new order each time.
 
     Args:
         calls: name -> what to time.
@@ -18,10 +19,10 @@ def in_turns(
         n_warm_up: turns that do not.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    names, order = list(calls), random.Random(0)
     for turn in range(n_warm_up + n_repeats):
-        first = turn % len(names)  # each follows each, so that none always finds its input in the cache
-        for name in names[first:] + names[:first]:
+        order.shuffle(names)  # none always follows the one that leaves its input in the cache, or empties it
+        for name in names:
             call = calls[name]
             start = time.perf_counter()
             call()
