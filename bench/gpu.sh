@@ -26,7 +26,8 @@ step() {
   timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
   seconds=$(($(date +%s) - started))
-  printf '{"step": "%s", "exit_code": %d, "seconds": %d, "limit_s": %d}\n' "$name" "$code" "$seconds" "$limit" >>"$out/steps.jsonl"
+  printf '{"step": "%s", "exit_code": %d, "seconds": %d, "limit_s": %d}\n' \
+    "$name" "$code" "$seconds" "$limit" >>"$out/steps.jsonl"
   printf '== %s: exit code %d after %d s\n' "$name" "$code" "$seconds"
   tail -n "${TAIL:-4}" "$out/$name.log"
   [ "$code" -eq 0 ] || failed=1

@@ -29,8 +29,8 @@ def ops_table() -> str:
     first = records[-1]
     caption = (
         f"Median milliseconds on one core of {first['machine']['cpu']} ({first['setup']['isa']}), all of a row in one "
-        "run, in shuffled turns; in brackets, how many times ours. The floor is what the bytes take at the measured speed of "
-        "reading, or the multiply-adds at that of a large float32 product, whichever is more."
+        "run, in shuffled turns; in brackets, how many times ours. The floor is what the bytes take at the measured "
+        "speed of reading, or the multiply-adds at that of a large float32 product, whichever is more."
     )
     lines = ["| kernel | ours | floor | peers |", "|---|---:|---:|---|"]
     for record in records:
