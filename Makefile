@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
-CPP := $(filter %.h %.cpp,$(NATIVE))
+CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
 .PHONY: help demo test lint format build sanitize cross-check callgrind docs tables clean
 .DELETE_ON_ERROR:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lorahub_edge.base import Base
 from lorahub_edge.base.int8 import Int8Linear, SideFactors
+from lorahub_edge.kernels import memory
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import EncodedExample
 
@@ -109,6 +110,7 @@ class PopulationForward:
         self._tokens_per_call = tokens_per_call or TOKENS_PER_CALL[base.device.type]
         self._buckets = _buckets(base, examples, self._tokens_per_call)
         self._n_examples = len(examples)
+        self._room: torch.Tensor | None = None
         #: int64 (n_examples,): answer tokens of each example, its end mark included
         self.n_target_tokens = torch.tensor([len(e.target_ids) for e in examples])
 
@@ -129,16 +131,25 @@ class PopulationForward:
             float64 (n_candidates, n_examples), on the CPU. Does not depend on how candidates are grouped into calls,
             but for float rounding.
         """
-        composed = self._stack.compose(coefficients)
         result = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
-        for bucket in self._buckets:
-            step = max(1, self._tokens_per_call // bucket.n_tokens)
-            for start in range(0, len(coefficients), step):
-                candidates = slice(start, start + step)
-                with self._side_path.active(composed[candidates]):
-                    losses = self._bucket_losses(bucket, len(composed[candidates]))
-                result[candidates, list(bucket.rows)] = losses
+        n_together = max(1, self._tokens_per_call // max(b.n_tokens for b in self._buckets))
+        for start in range(0, len(coefficients), n_together):
+            some = coefficients[start : start + n_together]
+            losses = result[start : start + n_together]
+            with self._side_path.active(self._composed(some)):
+                for bucket in self._buckets:
+                    losses[:, list(bucket.rows)] = self._bucket_losses(bucket, len(some))
         return result
+
+    def _composed(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The candidates' factors, in memory that the next call uses again: fresh pages cost as much as composing."""
+        n_candidates = len(coefficients)
+        if self._room is None or len(self._room) < n_candidates:
+            shape = (n_candidates, self._stack.n_values)
+            device = self._stack.values.device
+            on_cpu = device.type == "cpu"
+            self._room = memory.zeros(shape, torch.float32) if on_cpu else torch.empty(shape, device=device)
+        return self._stack.compose(coefficients, out=self._room[:n_candidates])
 
     def _bucket_losses(self, bucket: _Bucket, n_candidates: int) -> torch.Tensor:
         """float64 (n_candidates, b): candidate c owns rows c*b ... c*b + b - 1 of the batch."""

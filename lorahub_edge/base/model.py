@@ -112,7 +112,8 @@ def load_base(spec: str, *, precision: str = "int8", device: str = "auto", adjus
     _Filler(model, family, checkpoint, torch_device, dtype, quantize=precision == "int8", adjust=adjust).fill()
     _stop_scaling_an_untied_head(model, family)
     model.to(torch_device).eval().requires_grad_(False)
-    _fuse_activations(model)
+    if precision == "int8":  # a float base stays what transformers computes, to the bit
+        _fuse_activations(model)
     choose_engines(model, family)
     engines = [m.engine for m in model.modules() if isinstance(m, Int8Linear)]
     counts = {engine: engines.count(engine) for engine in sorted(set(engines))}

@@ -57,7 +57,8 @@ def compose_factors(
     expect_threads(_OP, n_threads)
     native = native_for(stack.device, n_threads)
     if native is not None:
-        native.module.compose_factors(stack.detach(), rounded.to(stack.device), out.detach(), native.where)
+        there = rounded.to(stack.device, non_blocking=True)
+        native.module.compose_factors(stack.detach(), there, out.detach(), native.where)
         return out
     if stack.device.type == "cpu":
         twin = reference.compose_factors(stack.detach().float().numpy(), rounded.numpy())

@@ -197,7 +197,7 @@ def inject_delta_from_stack(
             row_scale,
             A_stack,
             B_stack,
-            c.to(codes.device),
+            c.to(codes.device, non_blocking=True),
             torch.empty(n_workspace, dtype=torch.float32, device=codes.device),
             injected.values,
             injected.row_scale,

@@ -98,17 +98,23 @@ class ModuleStack:
             values[:, k] = row.view(n_blocks, BLOCK)
         return cls(tuple(m.name for m in modules), tuple(targets), values.to(base.device))
 
-    def compose(self, coefficients: torch.Tensor) -> torch.Tensor:
+    @property
+    def n_values(self) -> int:
+        """Values in a row, padding included."""
+        return self.values.shape[0] * BLOCK
+
+    def compose(self, coefficients: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Factor-wise sums for each candidate: float32 (n_candidates, n_blocks * BLOCK), rows as `Target` reads them.
 
         Meaning, per target: A(c) = sum_k c[k] A[k], B(c) = sum_k c[k] B[k], delta = scaling * B(c) @ A(c).
 
         Args:
             coefficients: float (n_candidates, n_modules). Used as given, never normalised.
+            out: float32 (n_candidates, n_values), written and returned; a new tensor if None.
 
         Source: LoRAHub, arXiv:2307.13269, as its code composes.
         """
-        return ops.compose_factors(self.values, coefficients)
+        return ops.compose_factors(self.values, coefficients, out=out)
 
     def composed_module(self, coefficients: torch.Tensor, name: str) -> LoraModule:
         """The one module that `coefficients` (n_modules,) stand for, on the CPU."""

@@ -45,7 +45,7 @@ def test_the_run_folder_is_complete_and_tells_the_truth(run):
     folder = run.folder
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert files == {
-        "manifest.json", "journal.jsonl", "coefficients.json", "report.json", "report.html",
+        "manifest.json", "journal.jsonl", "coefficients.json", "examples.jsonl", "report.json", "report.html",
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     }  # fmt: skip
     assert [p.name for p in folder.parent.iterdir() if "partial" in p.name] == []
