@@ -210,7 +210,7 @@ def _check_all_merged(source: RunSource, layers: Mapping[str, LayerSurvival]) ->
 def _gate(survival: Survival, least: float, *, in_place_int8: bool, rounding: str, precision: str) -> None:
     if survival.survived >= least:
         return
-    remedies = ["keep it beside the base (lorahub-edge export --with-adapter)"]
+    remedies = ["keep it beside the base (the run's folder adapter/ loads with PEFT)"]
     if in_place_int8:
         if rounding == "nearest":
             remedies.insert(0, "round at random (--rounding stochastic)")
