@@ -55,7 +55,7 @@ sanitize: $(VENV)/.installed-dev
 	  $(BIN)/python -m pytest -q tests/kernels --ignore-glob='*cuda*'
 
 callgrind: $(VENV)/.installed-dev
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m bench.callgrind --check
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m bench.callgrind --check
 
 CROSS_CXX ?= aarch64-linux-gnu-g++
 cross-check:

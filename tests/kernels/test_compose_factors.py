@@ -211,21 +211,27 @@ def test_stack_may_be_memory_mapped_read_only(tmp_path: Path) -> None:
 
 
 def test_calls_from_several_threads() -> None:
-    """The GIL is released during the kernel: calls at the same time must not disturb each other."""
-    stack, coefficients = stack_of(20, 127, torch.float32, n_blocks=400), coefficients_of(13, 20)
+    """The GIL is released during the kernel: calls at the same time must not disturb each other, nor lose parts.
+
+    Outputs start as NaN: memory that an earlier call has filled would hide a part that nobody computed.
+    """
+    stack, coefficients = stack_of(20, 127, torch.float32, n_blocks=2000), coefficients_of(13, 20)
     expected = ops.compose_factors(stack, coefficients)
-    results: list[torch.Tensor] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(ops.compose_factors(stack, coefficients, n_threads=2)))
-        for _ in range(4)
-    ]
+    outs = [torch.full_like(expected, torch.nan) for _ in range(16)]
+    start = threading.Barrier(4)
+
+    def compose(some: list[torch.Tensor]) -> None:
+        start.wait()
+        for out in some:
+            ops.compose_factors(stack, coefficients, out=out, n_threads=2)
+
+    threads = [threading.Thread(target=compose, args=(outs[i::4],)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(results) == 4
-    for result in results:
-        assert_same_bytes(result, expected)
+    for out in outs:
+        assert_same_bytes(out, expected)
 
 
 # -- What is refused --------------------------------------------------------------------------------------------------

@@ -29,12 +29,12 @@ std::vector<float> transposed(const ComposeFactorsArgs& args) {
   return by_module;
 }
 
+// Blocks that keep the alignment keep it in every row too.
 bool may_stream(const ComposeFactorsArgs& args) {
-  const index_t row_bytes = args.n_blocks * args.block * static_cast<index_t>(sizeof(float));
   const index_t block_bytes = args.block * static_cast<index_t>(sizeof(float));
-  const bool aligned = reinterpret_cast<std::uintptr_t>(args.out) % kStreamAlignment == 0 &&
-                       row_bytes % kStreamAlignment == 0 && block_bytes % kStreamAlignment == 0;
-  return aligned && row_bytes * args.n_candidates >= kStreamBytes;
+  const bool is_aligned =
+      reinterpret_cast<std::uintptr_t>(args.out) % kStreamAlignment == 0 && block_bytes % kStreamAlignment == 0;
+  return is_aligned && args.n_blocks * block_bytes * args.n_candidates >= kStreamBytes;
 }
 
 }  // namespace
