@@ -22,8 +22,9 @@ from lorahub_edge.tasks import EncodedExample
 
 _IGNORED = -100  # label of positions that carry no loss
 
-# Rows of activations per call. A CPU core is saturated by a few hundred tokens; a GPU needs more.
-TOKENS_PER_CALL = {"cpu": 2048, "cuda": 8192}
+# Rows of activations per call. A CPU core is saturated by a few hundred tokens, and more fall out of its caches
+# (docs/log.md); a GPU needs more.
+TOKENS_PER_CALL = {"cpu": 640, "cuda": 8192}
 
 
 class SidePath:

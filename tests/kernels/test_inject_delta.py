@@ -372,3 +372,15 @@ def test_refuses_stacks() -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=f"inject_delta: {message}"):
             ops.inject_delta_from_stack(layer.codes, layer.row_scale, A, B, [1.0, 2.0, 3.0], rank=2)
+
+
+@pytest.mark.parametrize(("n_blocks_A", "n_blocks_B", "named"), [(1, 2, "A_stack"), (5, 1, "B_stack")])
+def test_the_extension_itself_reads_no_block_that_is_not_there(n_blocks_A: int, n_blocks_B: int, named: str) -> None:
+    """`ops` checks this before; the native guard is what stands between another caller and foreign memory."""
+    layer = layer_of(4, 16, 4)
+    A, B = (torch.zeros(n, 3, 16) for n in (n_blocks_A, n_blocks_B))
+    outputs = torch.empty(4, 16, dtype=torch.int8), torch.empty(4), torch.empty(4, 4)
+    with pytest.raises(ValueError, match=f"inject_delta: {named}: too few blocks"):
+        _native.inject_delta_from_stack(
+            layer.codes, layer.row_scale, A, B, torch.ones(3), torch.empty(0), *outputs, 5, 1.0, "nearest", 0, 1
+        )
