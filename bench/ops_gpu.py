@@ -61,10 +61,7 @@ def main() -> None:
         case.check()
         timings = summary(device_in_turns(case.calls, n_repeats=case.n_repeats, n_launches=case.n_launches))
         wall = summary(in_turns({name: waiting(call) for name, call in case.wall_calls.items()}, n_repeats=9))
-        floors = {
-            name: round(timings[probe]["median_ms"] * factor, 4)  # type: ignore[operator]
-            for name, (probe, factor) in case.floors.items()
-        }
+        floors = case.floors_ms(timings)
         setup = {"op": case.op, **case.setup, "gpu": torch.cuda.get_device_name()}
         metrics = {"timings": timings, "wall_timings": wall, "floors_ms": floors, "device": device}
         append(options.out, make_record(BENCH, setup, metrics))

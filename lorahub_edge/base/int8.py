@@ -211,7 +211,7 @@ class Int8Linear(Int8Layer):
 
     def _dequantize(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        y = self._product(rows)
+        y = self.float_product(rows)
         if self.bias is not None:
             y += self.bias
         if self.side is not None:
@@ -219,7 +219,8 @@ class Int8Linear(Int8Layer):
             by_candidate.baddbmm_(self.side.inner(x), self.side.B.mT.to(y.dtype))
         return y
 
-    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+    def float_product(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows (n, in_features) times the weight in the rows' dtype, without bias and side path: (n, out_features)."""
         y = rows.new_empty(rows.shape[0], self.out_features)
         for start in range(0, self.out_features, _TILE_ROWS):
             tile = slice(start, start + _TILE_ROWS)

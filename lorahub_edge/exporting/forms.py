@@ -108,7 +108,7 @@ def _watched(base: Base, sums: dict[str, torch.Tensor]) -> Iterator[None]:
             scale = rows.abs().amax(1, keepdim=True) / 127
             twice = once + torch.round((rows - once) / scale.clamp_min(1e-30) * SPLIT) * scale / SPLIT
             parts = [rows, once - rows, twice - rows]
-            output = layer._dequantize(torch.cat(parts))
+            output = layer.float_product(torch.cat(parts))
             squares = output.double().square().view(len(parts), -1).sum(1)
             sums[path] = sums[path] + squares if path in sums else squares
 

@@ -53,3 +53,14 @@ def test_a_tensor_that_has_changed_is_quantised_again():
     layer(x)
     x.mul_(-1)
     assert torch.equal(layer(x), Int8Linear(layer.int8_weight)(x.clone()))
+
+
+def test_the_float_product_has_neither_bias_nor_side_path():
+    """Export measures errors with it: a bias would count as one."""
+    layer = Int8Linear(Int8Weight.from_float(torch.randn(33, 31)), torch.randn(33), engine="dequantize")
+    x = torch.randn(5, 31)
+    plain = layer.float_product(x)
+    torch.testing.assert_close(layer(x), plain + layer.bias)
+    layer.side = side_factors(1, layer)
+    assert torch.equal(layer.float_product(x), plain)
+    assert not layer.float_product(torch.zeros(5, 31)).any()
