@@ -48,7 +48,7 @@ run_doctor() {
 }
 
 if [ -z "${CUDAARCHS:-}" ]; then
-  CUDAARCHS=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')-real
+  CUDAARCHS=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sed -n 1p | tr -d '. ')-real
 fi
 export CUDAARCHS LORAHUB_EDGE_CUDA=ON python out tests
 export -f sanitized run_doctor
