@@ -101,10 +101,10 @@ def export_base(
     root = tmp_path_factory.mktemp("exports")
 
     @functools.cache
-    def export(kind: str, precision: str = "int8") -> Exported:
+    def export(kind: str, precision: str) -> Exported:
         return fast_export(str(bases[kind]), root / precision / kind, precision=precision)
 
-    return export
+    return lambda kind, precision="int8": export(kind, precision)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from lorahub_edge.tasks import EncodedExample
 # Lengths that catch bugs: 1, around a power of two, and a batch of unequal ones, which is padded.
 RANDOM_LENGTHS = ((1,), (9,), (33,), (1, 8, 17))
 N_PREFIX = 3
+MAX_PREFIX = 15  # logits of a large vocabulary take 0.1 MB a position
 MAX_GREEDY_TOKENS = 32
 MAX_EXAMPLES = 8
 _SEED = 0
@@ -65,8 +66,8 @@ def reference_arrays(
         greedy = _greedy(base, prompts, settings)
         if kind == "random":
             prefix = _random_ids(base, [N_PREFIX] * len(prompts), seed=_SEED + 100 + number)
-        else:  # the answers themselves; unequal ones are cut to the shortest
-            n = min(min(map(len, greedy)), MAX_GREEDY_TOKENS) - 1
+        else:  # the beginnings of the answers themselves, as long as the shortest
+            n = min(min(map(len, greedy)), MAX_PREFIX + 1) - 1
             prefix = [row[:n] for row in greedy]
         arrays[f"{number}.kind"] = np.array(kind)
         arrays[f"{number}.prompts"] = _padded(prompts)

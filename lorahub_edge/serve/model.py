@@ -43,19 +43,21 @@ class OnnxModel:
     Args:
         folder: an exported folder; `open_folder` chooses an adapter.
         n_threads: threads within an operator; onnxruntime's choice if None.
+        allow_spinning: let waiting threads keep their core busy. Off, since it takes the core from whoever shares the
+            machine: with one of two cores busy, a token of a large T5 took twice as long (docs/log.md).
 
     Raises:
         InvalidInput, UnsupportedFormat: see `open_folder`; an onnxruntime that is too old; a broken graph.
     """
 
-    def __init__(self, folder: str | Path | ExportFolder, *, n_threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | ExportFolder, *, n_threads: int | None = None, allow_spinning: bool = False
+    ) -> None:
         self.files = folder if isinstance(folder, ExportFolder) else open_folder(folder)
         _check_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Threads that spin between operators take the core from whoever shares the machine, and then wait for it: with
-        # one of two cores busy, a token of a large T5 took twice as long with spinning as without (docs/log.md).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
         if n_threads is not None:
             options.intra_op_num_threads = n_threads
         self._encoder = _session(self.files.graphs["encoder"], options) if self.files.is_seq2seq else None
