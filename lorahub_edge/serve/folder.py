@@ -112,6 +112,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise UnsupportedFormat(
             f"{folder}: expected format {EXPORT_FORMAT}, received {record['format']!r}; export again"
         )
+    takes = record.get("adapter")
+    if takes is not None and not (isinstance(takes, dict) and {"default", "targets", "base_files"} <= set(takes)):
+        raise UnsupportedFormat(f"{folder / RECORD}: incomplete (adapter {takes!r}); export again")
     return dict(record)
 
 

@@ -70,7 +70,8 @@ class _Service:
     def __init__(self, model: OnnxModel, settings: ServerSettings) -> None:
         self.model = model
         self.settings = settings
-        self.name = model.files.folder.resolve().name
+        adapter = model.files.adapter
+        self.name = model.files.folder.resolve().name + (f":{adapter.name}" if adapter else "")
         self.max_new_tokens = settings.max_new_tokens or model.files.max_new_tokens
         self.batcher: Batcher | None = None
         self.metrics = Metrics(lambda: self.batcher.n_waiting if self.batcher else 0)

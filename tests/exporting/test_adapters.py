@@ -150,6 +150,16 @@ def test_what_is_no_adapter_is_refused(shared, exported, run, tmp_path):
         open_folder(shared, adapter=path)
 
 
+def test_a_folder_whose_record_of_adapters_is_broken_is_refused(shared, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(shared, folder)
+    record = json.loads((folder / "lorahub_edge.json").read_text())
+    for value in ({"default": "run"}, "run"):
+        (folder / "lorahub_edge.json").write_text(json.dumps({**record, "adapter": value}))
+        with pytest.raises(UnsupportedFormat, match=r"lorahub_edge.json: incomplete \(adapter .*export again"):
+            open_folder(folder)
+
+
 def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
