@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSeq2SeqLM
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 
 def main() -> None:
     """Print the answers."""
     folder, is_seq2seq, max_new_tokens, *texts = sys.argv[1:]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # by its file: tokenizer_config.json names the class of the transformers that saved it, which may be newer than this
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(folder, "tokenizer.json")))
     config = json.loads(Path(folder, "config.json").read_text())["transformers.js_config"]
     suffix = {"fp32": "", "fp16": "_fp16", "int8": "_int8"}[config["dtype"]]
     if is_seq2seq == "true":
