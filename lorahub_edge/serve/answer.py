@@ -119,7 +119,7 @@ class Answer:
         except TimeoutError:
             status = "504"
             yield _error_event(timeout_message(self.timeout_s), "timeout_error")
-        except Exception as error:  # as above
+        except Exception as error:  # onnxruntime's errors have no parent of their own
             status = "500"
             yield _error_event(f"the model failed on this request ({type(error).__name__})", "internal_error")
         finally:

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lorahub_edge
-from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, open_folder
+from lorahub_edge.serve import open_folder
 from tests import tiny
 
 HERE = Path(__file__).parent
@@ -23,54 +24,60 @@ N_TOKENS = 12
 KINDS = [("t5", "int8"), ("t5-tied", "int8"), ("t5-tied", "fp32"), ("llama", "int8"), ("llama-tied", "fp16")]
 
 
-def with_optimum(folder, is_seq2seq):
-    python = CLIENTS / "python" / "bin" / "python"
-    if not python.is_file():
-        pytest.skip(f"needs optimum-onnx in an environment of its own, {python}; run make clients")
-    return output_of([python, HERE / "answer.py", folder], is_seq2seq)
+@pytest.fixture(scope="module")
+def folders(export_base, bases, module_folders, fast_export, tmp_path_factory):
+    """Name -> exported folder: some bases, and one with an adapter, of which a client knows nothing."""
+    root = tmp_path_factory.mktemp("clients")
+    lorahub_edge.adapt(
+        str(bases["t5"]), [str(module_folders["t5"])], list(tiny.ROWS), n_examples=4, budget=6, device="cpu",
+        null_control=False, out=root / "run",
+    )  # fmt: skip
+    found = {f"{kind} {precision}": export_base(kind, precision).folder for kind, precision in KINDS}
+    return {**found, "t5 with adapter": fast_export(root / "run", root / "shared", with_adapter=True).folder}
 
 
-def with_transformers_js(folder, is_seq2seq):
-    node = shutil.which("node")
-    modules = CLIENTS / "node"
+def command_of(client):
+    if client == "optimum":
+        python = CLIENTS / "python" / "bin" / "python"
+        if not python.is_file():
+            pytest.skip(f"needs optimum-onnx in an environment of its own, {python}; run make clients")
+        return [python, HERE / "answer.py"]
+    node, modules = shutil.which("node"), CLIENTS / "node"
     if node is None or not (modules / "node_modules").is_dir():
-        pytest.skip(f"needs node and @huggingface/transformers in {modules}; run make clients")
-    return output_of([node, HERE / "answer.mjs", modules, folder], is_seq2seq)
+        pytest.skip(f"needs node, and @huggingface/transformers in {modules}; run make clients")
+    return [node, HERE / "answer.mjs", modules]
 
 
-def output_of(command, is_seq2seq):
-    command = [*map(str, command), str(is_seq2seq).lower(), str(N_TOKENS), *TEXTS]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+@pytest.fixture(scope="module", params=["optimum", "transformers.js"])
+def answers(request, folders):
+    """Name -> token ids of the client's answers, all from one process: it takes seconds to start."""
+    command = command_of(request.param)
+    requests = [
+        {"folder": str(f), "is_seq2seq": name.startswith("t5"), "max_new_tokens": N_TOKENS, "texts": TEXTS}
+        for name, f in folders.items()
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, input=json.dumps(requests), capture_output=True, text=True, check=False, env=environment, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return dict(zip(folders, json.loads(done.stdout), strict=True))
 
 
-def expected_tokens(folder, base, is_seq2seq):
-    """What torch answers; where it is not what our own serving answers, the two parted at a tie of the noise."""
-    import torch
-
-    model = OnnxModel(open_folder(folder, adapter="none"))
-    ours = [list(c.token_ids) for c in generate(model, TEXTS, GenerationSettings(max_new_tokens=N_TOKENS))]
-    torchs = []
+def torch_answers(spec, precision, files):
+    base = lorahub_edge.load_base(str(spec), precision="int8" if precision == "int8" else "fp32", device="cpu")
     for text in TEXTS:
-        ids = torch.tensor([model.files.encode(text)])
+        ids = torch.tensor([files.encode(text)])
         output = base.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=N_TOKENS, do_sample=False,
-            eos_token_id=list(model.files.end_ids), pad_token_id=model.files.pad_id,
+            eos_token_id=list(files.end_ids), pad_token_id=files.pad_id,
         )[0].tolist()  # fmt: skip
-        torchs.append(output[1 if is_seq2seq else ids.shape[1] :])
-    return ours, torchs
+        yield output[1 if files.is_seq2seq else ids.shape[1] :]
 
 
-@pytest.mark.parametrize("client", [with_optimum, with_transformers_js], ids=["optimum", "transformers.js"])
-@pytest.mark.parametrize(("kind", "precision"), KINDS)
-def test_a_client_gives_the_same_tokens(export_base, bases, client, kind, precision):
-    is_seq2seq = kind.startswith("t5")
-    folder = export_base(kind, precision).folder
-    found = client(folder, is_seq2seq)
-    base = lorahub_edge.load_base(str(bases[kind]), precision="int8" if precision == "int8" else "fp32", device="cpu")
-    ours, torchs = expected_tokens(folder, base, is_seq2seq)
-    assert found == ours
-    assert found == torchs
+@pytest.mark.parametrize(("kind", "precision"), [*KINDS, ("t5", "with adapter")])
+def test_a_client_gives_torchs_tokens(answers, folders, bases, kind, precision):
+    name = f"{kind} {precision}"
+    files = open_folder(folders[name], adapter="none")
+    expected = list(torch_answers(bases[kind], "int8" if precision == "with adapter" else precision, files))
+    assert answers[name] == expected
