@@ -17,7 +17,6 @@ import json
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -106,27 +105,25 @@ def wrong(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def service(folder: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def service(folder: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """`lorahub-edge serve` on a free port of loopback, until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("lorahub-edge")), "serve", str(folder), "--port", str(port), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    command = [str(Path(sys.executable).with_name("lorahub-edge")), "serve", str(folder), "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            if process.poll() is not None:
-                raise SystemExit(f"serve stopped with {process.returncode}")
-            time.sleep(0.1)
+        said = process.stderr.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", said)
+        if found is None:
+            raise SystemExit(f"serve did not start: {said}")
+        port = int(found.group(1))
         yield port, process
     finally:
         process.kill()
         process.wait()
+        process.stderr.close()
 
 
-def _peak_bytes(process: subprocess.Popen[bytes]) -> int:
+def _peak_bytes(process: subprocess.Popen[str]) -> int:
     status = Path(f"/proc/{process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(found.group(1)) * 1024 if found else 0

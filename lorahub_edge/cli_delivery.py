@@ -127,7 +127,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 for a free one.")] = 8000,
     max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 8,
     max_waiting: Annotated[int, typer.Option(help="Texts that may wait; beyond it requests get 429.")] = 64,
     max_new_tokens: Annotated[
@@ -152,5 +152,12 @@ def serve(
         timeout_s=timeout_s,
         shutdown_s=shutdown_s,
     )
-    messages.print(f"serving {folder} at http://{host}:{port}/", soft_wrap=True, markup=False)
-    run(folder, adapter=adapter, host=host, port=port, settings=settings, n_threads=threads)
+    run(
+        folder,
+        adapter=adapter,
+        host=host,
+        port=port,
+        settings=settings,
+        n_threads=threads,
+        announce=lambda url: messages.print(f"serving {folder} at {url}", soft_wrap=True, markup=False),
+    )

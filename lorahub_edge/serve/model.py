@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lorahub_edge.errors import UnsupportedFormat, first_line
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.serve.adapter import Adapter
 from lorahub_edge.serve.folder import ExportFolder, open_folder
 
@@ -47,7 +47,8 @@ class OnnxModel:
             machine: with one of two cores busy, a token of a large T5 took twice as long (docs/log.md).
 
     Raises:
-        InvalidInput, UnsupportedFormat: see `open_folder`; an onnxruntime that is too old; a broken graph.
+        InvalidInput: no threads; see also `open_folder`.
+        UnsupportedFormat: see `open_folder`; an onnxruntime that is too old; a broken graph.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class OnnxModel:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
         if n_threads is not None:
+            if n_threads < 1:
+                raise InvalidInput(f"threads: expected at least 1, received {n_threads}")
             options.intra_op_num_threads = n_threads
         self._encoder = _session(self.files.graphs["encoder"], options) if self.files.is_seq2seq else None
         self._decoder = _session(self.files.graphs["decoder" if self.files.is_seq2seq else "model"], options)

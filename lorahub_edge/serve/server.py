@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,20 +179,36 @@ def run(
     port: int = 8000,
     settings: ServerSettings | None = None,
     n_threads: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve an exported folder until a signal to stop; answers under way are finished first.
 
     Args:
         folder, adapter: see `open_folder`.
-        host, port: where to listen.
+        host, port: where to listen; port 0 for a free one.
         settings: limits.
         n_threads: of onnxruntime; its choice if None.
+        announce: called with the address once the model is loaded.
 
     Raises:
-        InvalidInput, UnsupportedFormat: see `OnnxModel`.
+        InvalidInput: no such address, or one that is taken; see also `OnnxModel`.
+        UnsupportedFormat: see `OnnxModel`.
     """
     settings = settings or ServerSettings()
     app = make_app(OnnxModel(open_folder(folder, adapter=adapter), n_threads=n_threads), settings)
-    uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=max(1, round(settings.shutdown_s))
-    )
+    grace_s = max(1, round(settings.shutdown_s))
+    with _listen(host, port) as listening:
+        name = f"[{host}]" if ":" in host else host
+        announce(f"http://{name}:{listening.getsockname()[1]}/")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace_s)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(
+            f"serve: cannot listen on {host}:{port} ({error}); choose another --host or --port"
+        ) from error

@@ -120,12 +120,16 @@ def test_runs_share_a_base_and_serve_takes_one_of_their_adapters(adapt, call, fa
         assert call("export", run, "--with-adapter", "--out", "shared").exit_code == 0
     assert "other: example" in call("verify", "shared").stdout
     served = []
-    monkeypatch.setattr(server.uvicorn, "run", lambda app, **options: served.append(options["port"]))
-    assert call("serve", "shared", "--adapter", "other", "--port", 4567).exit_code == 0
-    assert served == [4567]
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda _, sockets: served.append(sockets[0].getsockname()[1]))
+    result = call("serve", "shared", "--adapter", "other", "--port", 0)
+    assert result.exit_code == 0
+    assert result.stderr == f"serving shared at http://127.0.0.1:{served[0]}/\n"
     for arguments, message in (
         (["serve", "shared", "--adapter", "third"], "adapter 'third': no such file"),
         (["serve", "run"], "run is not an exported folder"),
+        (["serve", "shared", "--port", 99999], "serve: cannot listen on 127.0.0.1:99999"),
+        (["serve", "shared", "--host", "no.such.host.invalid"], "serve: cannot listen on no.such.host.invalid"),
+        (["serve", "shared", "--threads", 0], "threads: expected at least 1, received 0"),
         (["export", "run", "--with-adapter", "--out", "shared"], "run.safetensors exists"),
         (["export", "run", "--with-adapter", "--triton", "--out", "new"], "triton: its models take no adapter"),
         (["export", "shared", "--with-adapter", "--out", "new"], "shared is no run folder"),

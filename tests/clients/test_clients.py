@@ -38,12 +38,11 @@ def folders(export_base, bases, module_folders, fast_export, tmp_path_factory):
 
 def command_of(client):
     if client == "optimum":
-        python = CLIENTS / "python" / "bin" / "python"
-        if not python.is_file():
-            pytest.skip(f"needs optimum-onnx in an environment of its own, {python}; run make clients")
-        return [python, HERE / "answer.py"]
+        if not (CLIENTS / ".python").is_file():  # make's mark that all of it is there
+            pytest.skip(f"needs optimum-onnx in an environment of its own, {CLIENTS / 'python'}; run make clients")
+        return [CLIENTS / "python" / "bin" / "python", HERE / "answer.py"]
     node, modules = shutil.which("node"), CLIENTS / "node"
-    if node is None or not (modules / "node_modules").is_dir():
+    if node is None or not (CLIENTS / ".node").is_file():
         pytest.skip(f"needs node, and @huggingface/transformers in {modules}; run make clients")
     return [node, HERE / "answer.mjs", modules]
 
