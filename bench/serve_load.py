@@ -41,7 +41,7 @@ RIGHT = {
     "malformed": {400},
     "unknown field": {400},
     "too long": {400},
-    "too large": {413},
+    "too large": {413, -1},  # refused before it was all sent: the answer may be lost with the connection
 }
 MAX_BODY_BYTES = 1 << 20
 # after its shutdown uvicorn ends by the signal that it was sent
@@ -50,7 +50,7 @@ STOPPED = (0, -signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request: its kind, the status it got (0 if we hung up), seconds until its answer was whole."""
+    """One request: its kind, the status it got (0: we hung up; -1: no whole answer), seconds until it was over."""
 
     kind: str
     status: int
@@ -89,8 +89,8 @@ def _request(port: int, kind: str, prompt: str, max_tokens: int) -> Outcome:
         try:
             connection.request("POST", "/v1/completions", body if isinstance(body, bytes) else json.dumps(body))
             response = connection.getresponse()
-        except OSError:  # refused before it was all sent: the answer may be lost with the connection
-            return Outcome(kind, 413 if kind == "too large" else -1, time.perf_counter() - started)
+        except OSError:
+            return Outcome(kind, -1, time.perf_counter() - started)
         if kind == "hang up" and response.status == 200:
             response.readline()
             return Outcome(kind, 0, time.perf_counter() - started)

@@ -30,8 +30,9 @@ def test_a_service_under_load_answers_everyone_and_stays_as_it_was(folders, serv
         assert (status, body["choices"][0]["text"]) == (200, expected)
         assert client.request("GET", "/health")[1]["waiting"] == 0
         counted = dict(re.findall(r'requests_total{status="(\d+)"} (\d+)', client.request("GET", "/metrics")[1]))
-        for code in ("400", "413", "429"):
+        for code in ("400", "429"):
             assert int(counted[code]) == sum(str(outcome.status) == code for outcome in outcomes)
+        assert int(counted["413"]) == sum(outcome.kind == "too large" for outcome in outcomes)
         # who hangs up may do so when the last piece is on its way already
         assert int(counted["200"]) + int(counted["499"]) == 1 + sum(o.status in (0, 200) for o in outcomes)
 
