@@ -31,9 +31,9 @@ from lorahub_edge.sources import write_text_atomically
 FLOAT_TOLERANCE = 1e-3
 # onnxruntime rounds the same values as torch, but where the two differ in the last bit of a float some fall on the
 # other side, so its distance from the exact logits is another sample of the same noise. The ratio of the two, averaged
-# over all positions, is 1 for a right graph, whatever the model; a graph that is off adds its own error everywhere. The
-# worst position is a sample of its own and may differ more. Figures: docs/log.md.
-MAX_RATIO, WORST_FACTOR = 1.25, 2.0
+# over all positions, is near 1 for a right graph, whatever the model (0.94 to 1.11 were seen); a graph that is off adds
+# its own error everywhere. The worst position is a sample of its own and may differ more. Figures: docs/log.md.
+MAX_RATIO, WORST_FACTOR = 1.4, 2.0
 # Where answers part, two logits of each side are off by the noise: their difference has twice its spread. Three of
 # those.
 TIE_FACTOR = 6.0
