@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorahub_edge.adaptation.population import SidePath
 from lorahub_edge.adaptation.run_folder import is_run_folder
+from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.exporting.symbols import weight_path

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorahub_edge.adaptation.run_folder import ADAPTER, EXAMPLES, read_manifest
 from lorahub_edge.base import Base, load_base
-from lorahub_edge.base.model import Adjust
+from lorahub_edge.base.filler import Adjust
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import LoraModule, read_module
 from lorahub_edge.sources import sha256_files
