@@ -2,7 +2,7 @@
 
 The real ones cannot be shipped, and speed and memory do not depend on the values.
 
-python -m bench.t5_large FOLDER [--shape large|xl] [--modules N]
+python -m bench.t5_large FOLDER [--shape small|large|xl] [--modules N]
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ def xl_config(n_layers: int = 24) -> T5Config:
     return _config(d_model=2048, d_ff=5120, num_heads=32, num_layers=n_layers)
 
 
-SHAPES = {"large": large_config, "xl": xl_config}
+def small_config(n_layers: int = 8) -> T5Config:
+    """google/flan-t5-small's sizes."""
+    return _config(d_model=512, d_ff=1024, num_heads=6, num_layers=n_layers)
+
+
+SHAPES = {"small": small_config, "large": large_config, "xl": xl_config}
 
 
 def _config(**sizes: int) -> T5Config:
