@@ -120,7 +120,7 @@ def _costs(metrics: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, fl
 
 def _is_cost(path: str) -> bool:
     *parents, name = path.split(".")
-    if name.startswith(_LEFT_OUT):
+    if name.startswith(_LEFT_OUT) or "_per_s" in path:  # a rate is no cost
         return False
     # a spread {"median": ...} carries its unit one level up
     return name.endswith(COSTS) or (name == "median" and any(p.endswith(COSTS) for p in parents[-1:]))

@@ -52,6 +52,6 @@ def test_it_prints_an_answer_first(monkeypatch, results, capsys):
 
 
 def test_a_gate_fails_only_when_asked(monkeypatch, results):
-    with pytest.raises(SystemExit, match="slower by more than 1.2"):
+    with pytest.raises(SystemExit, match=r"slower by more than 1\.2"):
         compare(monkeypatch, results, "--fail-above", "1.2")
     compare(monkeypatch, results, "--fail-above", "1.6")
