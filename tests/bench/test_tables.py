@@ -1,0 +1,46 @@
+"""The tables say what the records say, the first bench's records too."""
+
+import pytest
+
+from bench import tables, tables_quality
+from bench.records import make_record
+
+
+def test_tables_are_put_between_their_markers_and_nothing_else_changes():
+    text = "a\n<!-- begin:x -->\nold\n<!-- end:x -->\nb"
+    assert tables.put_between_markers(text, "x", "new") == "a\n<!-- begin:x -->\nnew\n<!-- end:x -->\nb"
+    with pytest.raises(SystemExit, match="expected the markers"):
+        tables.put_between_markers("no markers", "x", "new")
+
+
+def first_record(preset, seed, adapted, zero):
+    search = {"preset": preset, "seed": seed}
+    setup = {"task": "t", "search": search, "base": {}, "modules": ["a"], "modules_sha256": "1", "precision": "int8"}
+    rows = {"zero-shot": {"exact_match": zero}, "adapted": {"exact_match": adapted}}
+    return make_record("first", {**setup, "n_examples": 5}, {"rows": rows})
+
+
+def test_records_of_the_first_bench_count_a_control_once_per_seed():
+    records = [first_record("edge", 1, 50.0, 8.0), first_record("lorahub-code", 1, 40.0, 8.0)]
+    records += [first_record("edge", 2, 70.0, 10.0)]
+    cells = tables_quality._first_cells(records)
+    assert [row["exact_match"] for row in cells["t", "zero-shot"]] == [8.0, 10.0]
+    assert [row["exact_match"] for row in cells["t", "edge"]] == [50.0, 70.0]
+    assert [row["exact_match"] for row in cells["t", "lorahub-code"]] == [40.0]
+
+
+def quality_record(base, modules, method, seed, score):
+    shared = {"task": "t", "example_seed": seed, "base": base, "method": {"name": method}}
+    own = {"modules": ["a"], "modules_sha256": modules} if modules else {}
+    return make_record("quality", {**shared, **own}, {"exact_match": score})
+
+
+def test_only_the_base_and_modules_measured_last_are_in_the_table():
+    records = [
+        quality_record("old", "1", "edge", 42, 1.0),
+        quality_record("new", "1", "edge", 42, 2.0),
+        quality_record("new", None, "zero-shot", 42, 3.0),
+        quality_record("old", None, "zero-shot", 42, 4.0),
+        quality_record("new", "2", "edge", 42, 5.0),
+    ]
+    assert [r["metrics"]["exact_match"] for r in tables_quality.of_newest_pool(records)] == [3.0, 5.0]
