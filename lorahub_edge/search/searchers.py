@@ -115,7 +115,7 @@ class NevergradSearcher:
 
 
 class ScreeningSearcher:
-    """Look first, then search: the mean and every axis alone; the best of them plus each promising axis; then CMA-ES.
+    """Look first, then search: zero, the mean and every axis; the best of them plus each promising axis; then CMA-ES.
 
     delta(c) = delta(-c) with a zero gradient at c = 0, so a search started there must first break a tie; and a
     generation drawn around any point pays the L1 penalty of all its coordinates at once. Single steps along the axes
@@ -131,7 +131,7 @@ class ScreeningSearcher:
         self._seed = seed
         self._left = budget
         self._steps = np.eye(n) * min(1.0, bound)
-        self._queue: list[npt.NDArray[np.float64]] = [np.full(n, min(1.0 / n, bound)), *self._steps]
+        self._queue = self._first_screen()
         self._is_first_screen = True
         self._told: list[tuple[float, npt.NDArray[np.float64]]] = []
         self._inner: NevergradSearcher | None = None
@@ -163,12 +163,18 @@ class ScreeningSearcher:
     def _best(self) -> npt.NDArray[np.float64]:
         return min(self._told, key=lambda pair: pair[0])[1]
 
+    def _first_screen(self) -> list[npt.NDArray[np.float64]]:
+        """Zero comes first: where every axis does harm, the search must not end behind it."""
+        n = len(self._steps)
+        return [np.zeros(n), np.full(n, min(1.0 / n, self._bound)), *self._steps]
+
     def _second_screen(self) -> list[npt.NDArray[np.float64]]:
-        """The best point so far plus one axis each, the most promising axes first."""
-        alone = [objective for objective, _ in self._told[1:]]  # after the mean, in the axes' order
+        """The best point so far plus one axis each, the most promising axes first; what was looked at is left out."""
+        alone = [objective for objective, _ in self._told[-len(self._steps) :]]  # the axes stand last
         best = self._best()
         sums = (np.clip(best + self._steps[k], -self._bound, self._bound) for k in np.argsort(alone, kind="stable"))
-        return [point for point in sums if not np.array_equal(point, best)][: self._left // 2]
+        seen = {point.tobytes() for _, point in self._told}
+        return [point for point in sums if point.tobytes() not in seen][: self._left // 2]
 
 
 def cma_searcher(
