@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorahub_edge.search import NevergradSearcher, ScreeningSearcher, Searcher, make_searcher
-from lorahub_edge.search.searchers import CMA_STD_SHARE, SCREEN_BATCH, Candidates, cma_searcher
+from lorahub_edge.search.searchers import CMA_STD_SHARE, REFINING_STD_SHARE, SCREEN_BATCH, Candidates, cma_searcher
 
 with warnings.catch_warnings():  # cma could plot if matplotlib were there
     warnings.simplefilter("ignore")
@@ -64,6 +64,37 @@ class SinglesOnly(WithoutZero):
 
     def _second_screen(self) -> list[npt.NDArray[np.float64]]:
         return []
+
+
+class ScreensThenNarrow(WithoutZero):
+    """Both screens, then CMA-ES with a third of the step: a generation around a point pays the penalty of all axes."""
+
+    name = "screens-narrow"
+
+    def ask(self, at_most: int) -> Candidates:
+        if not self._queue and not self._is_first_screen and self._inner is None:
+            limits = {"bound": self._bound, "budget": max(1, self._left), "seed": self._seed}
+            self._inner = cma_searcher(self._best(), std_share=REFINING_STD_SHARE / 3, **limits)  # type: ignore[arg-type]
+        return super().ask(at_most)
+
+
+class ScreensThenChosen(WithoutZero):
+    """Both screens, then CMA-ES on the axes that the best point stands on, the others at zero."""
+
+    name = "screens-chosen"
+
+    def ask(self, at_most: int) -> Candidates:
+        if self._queue or self._is_first_screen:
+            return super().ask(at_most)
+        if self._inner is None:
+            best = self._best()
+            self._chosen = np.flatnonzero(best)
+            limits = {"bound": self._bound, "budget": max(1, self._left), "seed": self._seed}
+            self._inner = cma_searcher(best[self._chosen], **limits)  # type: ignore[arg-type]
+        chosen = self._inner.ask(at_most)
+        candidates = np.zeros((len(chosen), len(self._steps)))
+        candidates[:, self._chosen] = chosen
+        return candidates
 
 
 class ScreensThenCobyla(WithoutZero):
@@ -121,5 +152,7 @@ STRATEGIES: Mapping[str, Make] = {
     "singles, cma": _screening(SinglesOnly),
     "singles, pairs, cobyla": _screening(ScreensThenCobyla),
     "singles, pairs, cma": _screening(WithoutZero),
+    "singles, pairs, cma, std 0.03": _screening(ScreensThenNarrow),
+    "singles, pairs, cma on the chosen": _screening(ScreensThenChosen),
     "zero, singles, pairs, cma": _named("screen-cma"),
 }
