@@ -20,6 +20,21 @@ with warnings.catch_warnings():  # cma could plot if matplotlib were there
 Make = Callable[[int, float, int, int], Searcher]
 
 
+class Nothing:
+    """c = 0 again and again: what the others must not end above."""
+
+    name = resolved_name = "none"
+
+    def __init__(self, n: int, bound: float, budget: int, seed: int) -> None:
+        self._n = n
+
+    def ask(self, at_most: int) -> Candidates:
+        return np.zeros((at_most, self._n))
+
+    def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
+        pass
+
+
 class FoldedCma:
     """CMA-ES that knows delta(c) = delta(-c): of a point and its mirror image it is told the one with the larger sum.
 
@@ -141,6 +156,7 @@ def _screening(kind: type[ScreeningSearcher]) -> Make:
 
 
 STRATEGIES: Mapping[str, Make] = {
+    "none": Nothing,
     "random": _random,
     "one-plus-one": _named("OnePlusOne"),
     "cobyla": _named("Cobyla"),
