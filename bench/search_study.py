@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.pocket_tasks import ROWS_SEED, write_tasks
 from bench.records import RESULTS, make_record
 from bench.strategies import STRATEGIES, Make
 from lorahub_edge.adaptation import PRESETS, Value
@@ -27,21 +28,18 @@ from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.quality import FIRST_EXAMPLE_SEED, Results
-from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, Trial
+from lorahub_edge.benchmark.trial import Pool, Protocol, Trial
 from lorahub_edge.modules import load_modules
-from lorahub_edge.pocket import heldout
-from lorahub_edge.pocket.make import EXAMPLES_PER_TASK, TEST_ROWS_PER_TASK, write_rows
 from lorahub_edge.search import Evaluated, run_search
 from lorahub_edge.tasks import exact_match
 
 BENCH = "search-study"
 BUDGETS = (40, 80, 160, 400)
 BATCH_SIZE = 50
-ROWS_SEED = {"development": 1, "held-out": 2}  # held-out: fresh rows, not those of the quality table
 
 # Both screens of this many modules fit into half of what the first one leaves; below, they plan with the budget. The
 # points of all other strategies are the same whatever follows.
-PLANNING = ("singles, pairs, cobyla", "singles, pairs, cma", "zero, singles, pairs, cma")
+PLANNING = tuple(name for name in STRATEGIES if "pairs" in name)
 SCREENS_FIT = 160
 
 
@@ -52,7 +50,7 @@ def main() -> None:
     pool = Pool(load_base("pocket", device="cpu"), load_modules("pocket")).ready()
     results = Results(options.out)
     with tempfile.TemporaryDirectory() as folder:
-        for rows in _write_tasks(Path(folder), options.tasks):
+        for rows in write_tasks(Path(folder), options.tasks):
             for seed in range(1, options.seeds + 1):
                 draw = FIRST_EXAMPLE_SEED + seed - 1
                 trial = Trial.of(pool, rows, Protocol(BENCH), example_seed=draw, seed=seed)
@@ -61,18 +59,6 @@ def main() -> None:
                 shared |= trial.pool.modules_record()
                 for name in options.strategies:
                     _measure(name, trial, shared, results, options.budgets)
-
-
-def _write_tasks(folder: Path, kind: str) -> list[TaskRows]:
-    """Rows of the kept-back tasks, drawn anew."""
-    tasks = []
-    for task in heldout.DEVELOPMENT if kind == "development" else heldout.HELDOUT:
-        rows = heldout.heldout_rows(task, EXAMPLES_PER_TASK + TEST_ROWS_PER_TASK, seed=ROWS_SEED[kind])
-        paths = [folder / f"{task.name}.{part}.jsonl" for part in ("examples", "test")]
-        write_rows(paths[0], rows[:EXAMPLES_PER_TASK])
-        write_rows(paths[1], rows[EXAMPLES_PER_TASK:])
-        tasks.append(TaskRows(task.name, *map(str, paths)))
-    return tasks
 
 
 def _settings(trial: Trial, budget: int) -> SearchSettings:

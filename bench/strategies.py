@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorahub_edge.search import NevergradSearcher, ScreeningSearcher, Searcher, make_searcher
-from lorahub_edge.search.searchers import CMA_STD_SHARE, SCREEN_BATCH, Candidates, cma_searcher
+from lorahub_edge.search.searchers import CMA_STD_SHARE, REFINING_STD_SHARE, SCREEN_BATCH, Candidates, cma_searcher
 
 with warnings.catch_warnings():  # cma could plot if matplotlib were there
     warnings.simplefilter("ignore")
@@ -18,6 +18,21 @@ with warnings.catch_warnings():  # cma could plot if matplotlib were there
 
 # (number of modules, half width of the box, budget, seed) -> a searcher
 Make = Callable[[int, float, int, int], Searcher]
+
+
+class Nothing:
+    """c = 0 again and again: what the others must not end above."""
+
+    name = resolved_name = "none"
+
+    def __init__(self, n: int, bound: float, budget: int, seed: int) -> None:
+        self._n = n
+
+    def ask(self, at_most: int) -> Candidates:
+        return np.zeros((at_most, self._n))
+
+    def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
+        pass
 
 
 class FoldedCma:
@@ -66,6 +81,37 @@ class SinglesOnly(WithoutZero):
         return []
 
 
+class ScreensThenNarrow(WithoutZero):
+    """Both screens, then CMA-ES with a third of the step: a generation around a point pays the penalty of all axes."""
+
+    name = "screens-narrow"
+
+    def ask(self, at_most: int) -> Candidates:
+        if not self._queue and not self._is_first_screen and self._inner is None:
+            limits = {"bound": self._bound, "budget": max(1, self._left), "seed": self._seed}
+            self._inner = cma_searcher(self._best(), std_share=REFINING_STD_SHARE / 3, **limits)  # type: ignore[arg-type]
+        return super().ask(at_most)
+
+
+class ScreensThenChosen(WithoutZero):
+    """Both screens, then CMA-ES on the axes that the best point stands on, the others at zero."""
+
+    name = "screens-chosen"
+
+    def ask(self, at_most: int) -> Candidates:
+        if self._queue or self._is_first_screen:
+            return super().ask(at_most)
+        if self._inner is None:
+            best = self._best()
+            self._chosen = np.flatnonzero(best)
+            limits = {"bound": self._bound, "budget": max(1, self._left), "seed": self._seed}
+            self._inner = cma_searcher(best[self._chosen], **limits)  # type: ignore[arg-type]
+        chosen = self._inner.ask(at_most)
+        candidates = np.zeros((len(chosen), len(self._steps)))
+        candidates[:, self._chosen] = chosen
+        return candidates
+
+
 class ScreensThenCobyla(WithoutZero):
     """Both screens, then COBYLA from the best."""
 
@@ -110,6 +156,7 @@ def _screening(kind: type[ScreeningSearcher]) -> Make:
 
 
 STRATEGIES: Mapping[str, Make] = {
+    "none": Nothing,
     "random": _random,
     "one-plus-one": _named("OnePlusOne"),
     "cobyla": _named("Cobyla"),
@@ -121,5 +168,7 @@ STRATEGIES: Mapping[str, Make] = {
     "singles, cma": _screening(SinglesOnly),
     "singles, pairs, cobyla": _screening(ScreensThenCobyla),
     "singles, pairs, cma": _screening(WithoutZero),
+    "singles, pairs, cma, std 0.03": _screening(ScreensThenNarrow),
+    "singles, pairs, cma on the chosen": _screening(ScreensThenChosen),
     "zero, singles, pairs, cma": _named("screen-cma"),
 }

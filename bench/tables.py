@@ -1,7 +1,7 @@
-"""Write README's tables from the result files, between their markers; no number in them is typed by hand.
+"""Write the pages' tables from the result files, between their markers; no number in them is typed by hand.
 
 python -m bench.tables            # write
-python -m bench.tables --check    # exit 1 if README is stale
+python -m bench.tables --check    # exit 1 if a page is stale
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.records import RESULTS, ROOT, read
 from bench.tables_ops import ops_table
 from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket
+from bench.tables_studies import ablations, search_development, search_harmful, search_heldout
 from lorahub_edge.adaptation import FORMS, PRESETS
 
 
@@ -21,17 +22,16 @@ def main() -> None:
     """Write the tables, or say which are stale."""
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is stale")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     options = parser.parse_args()
-    old = options.readme.read_text(encoding="utf-8")
-    new = old
-    for name, make in TABLES.items():
-        new = put_between_markers(new, name, make())
-    if new == old:
-        return
-    if options.check:
-        sys.exit(f"{options.readme.name}: a table is stale; run python -m bench.tables")
-    options.readme.write_text(new, encoding="utf-8")
+    for page, tables in PAGES.items():
+        old = page.read_text(encoding="utf-8")
+        new = old
+        for name, make in tables.items():
+            new = put_between_markers(new, name, make())
+        if new != old and options.check:
+            sys.exit(f"{page.name}: a table is stale; run python -m bench.tables")
+        if new != old:
+            page.write_text(new, encoding="utf-8")
 
 
 def put_between_markers(text: str, name: str, table: str) -> str:
@@ -44,7 +44,7 @@ def put_between_markers(text: str, name: str, table: str) -> str:
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
-        sys.exit(f"README.md: expected the markers {begin} and {end}")
+        sys.exit(f"expected the markers {begin} and {end}")
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
@@ -90,12 +90,20 @@ _SERVERS = {
     "ctranslate2": "CTranslate2, int8",
 }
 
-TABLES: dict[str, Callable[[], str]] = {
-    "bbh-smollm2": bbh_smollm2,
-    "ops": ops_table,
-    "presets": presets,
-    "quality-pocket": quality_pocket,
-    "serve-t5-large": serve_t5_large,
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {
+        "bbh-smollm2": bbh_smollm2,
+        "ops": ops_table,
+        "presets": presets,
+        "quality-pocket": quality_pocket,
+        "serve-t5-large": serve_t5_large,
+    },
+    ROOT / "docs" / "quality.md": {
+        "search-development": search_development,
+        "search-heldout": search_heldout,
+        "search-harmful": search_harmful,
+        "ablations": ablations,
+    },
 }
 
 

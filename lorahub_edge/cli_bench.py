@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(help="Measure quality beside the baselines, with results that a second run continues.")
 
-MethodsOption = Annotated[list[str], typer.Option(help="Method, repeatable. An unknown name lists them all.")]
 OutOption = Annotated[Path, typer.Option(help="Result file; it only grows, and points it has are not measured again.")]
 PrecisionOption = Annotated[str, typer.Option(help="Of the base: int8, bf16 or fp32.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of torch. Default: its own choice.", min=1)]
@@ -41,7 +40,9 @@ def quality(
         list[str], typer.Option(help="pocket, pocket/TASK, a file of rows or a folder of such. Repeatable.")
     ] = ["pocket"],  # noqa: B006  typer copies it
     out: OutOption = Path("quality.jsonl"),
-    methods: MethodsOption = [],  # noqa: B006
+    methods: Annotated[
+        list[str], typer.Option(help="Method, repeatable. Default: all; an unknown name lists them.")
+    ] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Seeds 1 ... n, each with its own draw of examples.")] = 3,
     n_examples: Annotated[int, typer.Option(help="Examples that a method may learn from.")] = 5,
     n_test: RowsOption = None,
@@ -93,7 +94,9 @@ def bbh(
     ] = None,
     tasks: Annotated[list[str], typer.Option(help="Only this task, repeatable. Default: all.")] = [],  # noqa: B006
     out: OutOption = Path("bbh.jsonl"),
-    methods: MethodsOption = ["zero-shot", "in-context", "lorahub-code", "edge"],  # noqa: B006
+    methods: Annotated[
+        list[str], typer.Option(help="Method, repeatable. Default: zero-shot, in-context, lorahub-code, edge.")
+    ] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Seeds 1 ... n; each draws its modules.")] = 5,
     n_modules: Annotated[int, typer.Option(help="Modules that a seed draws.")] = 20,
     n_test: RowsOption = None,

@@ -71,7 +71,7 @@ def bench_bbh(
     *,
     out: str | Path,
     only: Sequence[str] = (),
-    methods: Sequence[str] = BBH_METHODS,
+    methods: Sequence[str] = (),
     n_seeds: int = 5,
     n_modules: int = 20,
     protocol: Protocol | None = None,
@@ -88,8 +88,9 @@ def bench_bbh(
         data: see `fetch_data`; the folder of LoRAHub's release, one folder per task with example.jsonl and
             zero_shot.jsonl. What is downloaded is kept beside `out`.
         only: names of tasks; none for all.
+        methods: names in METHODS; none for BBH_METHODS.
         n_seeds: seeds 1 ... n.
-        out, methods, protocol, precision, device, again, say: see `bench_quality`. The default protocol is the
+        out, protocol, precision, device, again, say: see `bench_quality`. The default protocol is the
             release's: five examples by random.seed(42), all test rows, answers of at most 256 tokens.
 
     Returns, raises: as `bench_quality`. Methods that use no modules are measured once, not per seed.
@@ -101,7 +102,7 @@ def bench_bbh(
     specs = module_specs(list(modules))
     draw_modules(specs, n_modules, 1)
     folder = fetch_data(str(data), out.absolute().parent)
-    seeds, chosen, tasks = _checked(protocol, n_seeds, methods, [str(folder)])
+    seeds, chosen, tasks = _checked(protocol, n_seeds, methods or BBH_METHODS, [str(folder)])
     tasks = _only(tasks, only)
     results = Results(out, again=again)
     loaded = base if isinstance(base, Base) else load_base(str(base), precision=precision, device=device)

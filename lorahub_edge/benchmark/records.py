@@ -50,14 +50,14 @@ def make_record(bench: str, setup: Mapping[str, Any], metrics: Mapping[str, Any]
 
 
 def commit() -> dict[str, Any]:
-    """The checkout's commit, and whether its files (results and README's generated tables aside) differ from it.
+    """The checkout's commit, and whether its files (results and pages aside) differ from it.
 
     None for an installed copy, also for one that lies inside some other repository.
     """
     here = Path(__file__)
     if _git("ls-files", "--error-unmatch", here.name) is None:
         return {"commit": None, "dirty": None}
-    inputs = [":/", ":(top,exclude)bench/results", ":(top,exclude)README.md"]
+    inputs = [":/", ":(top,exclude)bench/results", ":(top,exclude)README.md", ":(top,exclude)docs"]
     return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", "--", *inputs))}
 
 

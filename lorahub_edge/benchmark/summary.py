@@ -25,10 +25,10 @@ def cells_of(records: Sequence[Record]) -> Cells:
 
 
 def names_in(cells: Cells) -> tuple[list[str], list[str]]:
-    """Tasks in the order measured, methods in the tables' order."""
-    tasks = list(dict.fromkeys(task for task, _ in cells))
-    present = {method for _, method in cells}
-    return tasks, [name for name in METHODS if name in present]
+    """Tasks in the order measured; methods in the tables' order, others behind them in the order measured."""
+    tasks, present = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    known = [name for name in METHODS if name in present]
+    return tasks, [*known, *(name for name in present if name not in METHODS)]
 
 
 def methods_table(cells: Cells) -> str:

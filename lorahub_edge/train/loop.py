@@ -36,7 +36,7 @@ def descend(
     model.train()
     losses: list[float] = []
     for step, rows in zip(range(total), _batches(len(encoded), settings), strict=False):
-        loss = _loss(model, base, [encoded[i] for i in rows])
+        loss = batch_loss(model, base, [encoded[i] for i in rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -59,7 +59,7 @@ def _batches(n_rows: int, settings: TrainSettings) -> Iterator[list[int]]:
             yield order[start : start + settings.batch_size]
 
 
-def _loss(model: Any, base: Base, batch: Sequence[EncodedExample]) -> torch.Tensor:
+def batch_loss(model: Any, base: Base, batch: Sequence[EncodedExample]) -> torch.Tensor:
     """Cross-entropy per answer token of a padded batch."""
     tensors = seq2seq_batch(batch) if base.family.is_seq2seq else causal_batch(batch)
     labels = tensors.pop("labels").to(base.device)

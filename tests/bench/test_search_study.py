@@ -44,7 +44,7 @@ def test_a_folded_search_asks_one_of_each_mirrored_pair_and_gets_to_the_minimum(
 
 
 def test_points_are_read_off_at_every_budget_and_measured_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.search_study.heldout.DEVELOPMENT", [_short()])
+    monkeypatch.setattr("lorahub_edge.pocket.heldout.DEVELOPMENT", [_short()])
     out = tmp_path / "study.jsonl"
     arguments = ["search_study", "--strategies", "random", "singles, cma", "--budgets", "12", "40", "--out", str(out)]
     monkeypatch.setattr("sys.argv", arguments)

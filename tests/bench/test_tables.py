@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench import tables, tables_quality
-from bench.records import make_record
+from bench import tables, tables_quality, tables_studies
+from bench.records import append, make_record
 
 
 def test_tables_are_put_between_their_markers_and_nothing_else_changes():
@@ -44,3 +44,16 @@ def test_only_the_base_and_modules_measured_last_are_in_the_table():
         quality_record("new", "2", "edge", 42, 5.0),
     ]
     assert [r["metrics"]["exact_match"] for r in tables_quality.of_newest_pool(records)] == [3.0, 5.0]
+
+
+def test_strategies_are_compared_where_all_have_the_same_points(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.search_development() == "Not measured yet."
+    shared = {"tasks": "development", "pool": "all", "task": "t", "modules": ["a"]}
+    for strategy, scores in {"one": (10.0, 30.0), "two": (40.0, 50.0), "three": (99.0,)}.items():
+        for seed, score in enumerate(scores):
+            setup = {**shared, "strategy": strategy, "seed": seed, "budget": 40}
+            metrics = {"exact_match": score, "objective": 1.0 if strategy == "one" else 2.0}
+            append(tmp_path / "search-study.jsonl", make_record("search-study", setup, metrics))
+    table = tables_studies.search_development().splitlines()[2:]
+    assert table == ["| strategy | 40 |", "|---|---:|", "| one | 20.0 / **1.000** |", "| two | **45.0** / 2.000 |"]
