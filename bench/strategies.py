@@ -72,6 +72,15 @@ class WithoutZero(ScreeningSearcher):
         return super()._first_screen()[1:]
 
 
+class FromZero(ScreeningSearcher):
+    """Zero may win the first screen; then there are no pairs to look at, and CMA-ES starts from zero."""
+
+    name = "from-zero"
+
+    def _best(self) -> npt.NDArray[np.float64]:
+        return min(self._told, key=lambda pair: pair[0])[1]
+
+
 class SinglesOnly(WithoutZero):
     """The first screen (generation 0 of one-hots), then CMA-ES: no pairs."""
 
@@ -170,5 +179,6 @@ STRATEGIES: Mapping[str, Make] = {
     "singles, pairs, cma": _screening(WithoutZero),
     "singles, pairs, cma, std 0.03": _screening(ScreensThenNarrow),
     "singles, pairs, cma on the chosen": _screening(ScreensThenChosen),
-    "zero, singles, pairs, cma": _named("screen-cma"),
+    "zero, singles, pairs, cma": _screening(FromZero),
+    "singles, pairs, cma, zero aside": _named("screen-cma"),
 }

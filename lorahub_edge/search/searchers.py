@@ -115,13 +115,13 @@ class NevergradSearcher:
 
 
 class ScreeningSearcher:
-    """Look first, then search: zero, the mean and every axis; the best of them plus each promising axis; then CMA-ES.
+    """Look first, then search: the mean and every axis alone; the best of them plus each promising axis; then CMA-ES.
 
     delta(c) = delta(-c) with a zero gradient at c = 0, so a search started there must first break a tie; and a
     generation drawn around any point pays the L1 penalty of all its coordinates at once. Single steps along the axes
     cost 2 n evaluations at most and leave CMA-ES a sparse point to refine, with a smaller step. The second screen takes
     the axes in the order of what they did alone, and at most half of the evaluations left: in a large pool CMA-ES
-    still gets its share.
+    still gets its share. Zero is looked at too, so that a search never ends behind it, but nothing starts there.
     """
 
     name = "screen-cma"
@@ -161,10 +161,10 @@ class ScreeningSearcher:
             self._inner.tell(candidates, objectives)
 
     def _best(self) -> npt.NDArray[np.float64]:
-        return min(self._told, key=lambda pair: pair[0])[1]
+        """Where to go on from: the best so far that is not zero."""
+        return min((pair for pair in self._told if pair[1].any()), key=lambda pair: pair[0])[1]
 
     def _first_screen(self) -> list[npt.NDArray[np.float64]]:
-        """Zero comes first: where every axis does harm, the search must not end behind it."""
         n = len(self._steps)
         return [np.zeros(n), np.full(n, min(1.0 / n, self._bound)), *self._steps]
 
