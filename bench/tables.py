@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.records import RESULTS, ROOT, read
 from bench.tables_ops import ops_table
 from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket
-from bench.tables_studies import ablations, search_development, search_harmful, search_heldout
+from bench.tables_studies import ablations, harmful_development, harmful_heldout, search_development, search_heldout
 from lorahub_edge.adaptation import FORMS, PRESETS
 
 
@@ -101,7 +101,8 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "docs" / "quality.md": {
         "search-development": search_development,
         "search-heldout": search_heldout,
-        "search-harmful": search_harmful,
+        "harmful-development": harmful_development,
+        "harmful-heldout": harmful_heldout,
         "ablations": ablations,
     },
 }

@@ -24,9 +24,14 @@ def search_heldout() -> str:
     return _strategies("held-out", "all")
 
 
-def search_harmful() -> str:
-    """A pool of nothing but harm."""
-    return _strategies("development", "harmful")
+def harmful_development() -> str:
+    """A pool of nothing but harm, where the choice was made."""
+    return _harmful("development")
+
+
+def harmful_heldout() -> str:
+    """The same on tasks that the choice did not see."""
+    return _harmful("held-out")
 
 
 def ablations() -> str:
@@ -35,9 +40,32 @@ def ablations() -> str:
     return f"{caption(records)}\n\n{methods_table(cells_of(records))}" if records else NOTHING
 
 
-def _strategies(tasks: str, pool: str) -> str:
+def _study(tasks: str, pool: str) -> list[Record]:
     records = read(RESULTS / "search-study.jsonl")
-    records = [r for r in records if (r["setup"]["tasks"], r["setup"]["pool"]) == (tasks, pool)]
+    return [r for r in records if (r["setup"]["tasks"], r["setup"]["pool"]) == (tasks, pool)]
+
+
+def _harmful(tasks: str) -> str:
+    """Beside the means: on how many draws a strategy ended above the objective of c = 0."""
+    records = _study(tasks, "harmful")
+    if not records:
+        return NOTHING
+    by_strategy: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
+    for record in records:
+        setup = record["setup"]
+        by_strategy.setdefault(setup["strategy"], {})[setup["task"], setup["seed"]] = record["metrics"]
+    zero = by_strategy["none"]
+    lines = ["| strategy | exact match | objective | ended above c = 0 |", "|---|---:|---:|---:|"]
+    for strategy, points in by_strategy.items():
+        if set(points) == set(zero):
+            score, objective = _means(list(points.values()))
+            above = sum(points[p]["objective"] > zero[p]["objective"] for p in points)
+            lines.append(f"| {strategy} | {score:.1f} | {objective:.3f} | {above} of {len(points)} |")
+    return "\n\n".join([_caption(records, len(zero)), "\n".join(lines)])
+
+
+def _strategies(tasks: str, pool: str) -> str:
+    records = _study(tasks, pool)
     if not records:
         return NOTHING
     scores: dict[tuple[str, int], list[Mapping[str, Any]]] = {}

@@ -61,7 +61,14 @@ def quality(
     """
     from lorahub_edge.benchmark import Protocol, bench_quality
 
-    protocol = Protocol("quality", prompt, n_examples, n_test, max_new_tokens, batch_size)
+    protocol = Protocol(
+        "quality",
+        prompt=prompt,
+        n_examples=n_examples,
+        n_test=n_test,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
     _run(
         lambda: bench_quality(
             base,
@@ -74,7 +81,7 @@ def quality(
             precision=precision,
             device=device,
             again=again,
-            say=messages.print,
+            say=_say,
         ),
         threads,
         out,
@@ -116,7 +123,7 @@ def bbh(
     from lorahub_edge.benchmark import Protocol, bench_bbh
     from lorahub_edge.benchmark.published import DATA_URL
 
-    protocol = Protocol("bbh", prompt, 5, n_test, max_new_tokens, batch_size)
+    protocol = Protocol("bbh", prompt=prompt, n_test=n_test, max_new_tokens=max_new_tokens, batch_size=batch_size)
     _run(
         lambda: bench_bbh(
             base,
@@ -131,12 +138,16 @@ def bbh(
             precision=precision,
             device=device,
             again=again,
-            say=messages.print,
+            say=_say,
         ),
         threads,
         out,
         as_json=as_json,
     )
+
+
+def _say(line: str) -> None:
+    messages.print(line, soft_wrap=True, markup=False)
 
 
 def _run(measure: Callable[[], Sequence[Record]], threads: int | None, out: Path, *, as_json: bool) -> None:

@@ -57,3 +57,16 @@ def test_strategies_are_compared_where_all_have_the_same_points(tmp_path, monkey
             append(tmp_path / "search-study.jsonl", make_record("search-study", setup, metrics))
     table = tables_studies.search_development().splitlines()[2:]
     assert table == ["| strategy | 40 |", "|---|---:|", "| one | 20.0 / **1.000** |", "| two | **45.0** / 2.000 |"]
+
+
+def test_a_search_that_ends_above_zero_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.harmful_heldout() == "Not measured yet."
+    for strategy, objectives in {"none": (1.0, 2.0), "one": (0.5, 2.5), "two": (0.5,)}.items():
+        for seed, objective in enumerate(objectives):
+            setup = {"tasks": "held-out", "pool": "harmful", "task": "t", "modules": ["a"], "budget": 107}
+            metrics = {"exact_match": 10.0, "objective": objective}
+            record = make_record("search-study", {**setup, "strategy": strategy, "seed": seed}, metrics)
+            append(tmp_path / "search-study.jsonl", record)
+    rows = tables_studies.harmful_heldout().splitlines()[-2:]
+    assert rows == ["| none | 10.0 | 1.500 | 0 of 2 |", "| one | 10.0 | 1.500 | 1 of 2 |"]
