@@ -139,7 +139,7 @@ VARIANTS: Sequence[Method] = (
     _variant("L2 penalty", "0.05 * sum c^2", Variant(form=L2)),
     _gradient(40),
     _gradient(BUDGET),
-    # the quality table's rates are LoRAHub's, for a far larger model; the first is what pocket's modules were trained with
+    # the quality table's rates are for a far larger model; 3e-3 is what pocket's modules were trained with
     of_tuning("lora-tuning, lr 3e-3", "40 epochs", Tuning("lora", 3e-3)),
     of_tuning("lora-tuning, lr 1e-2", "40 epochs", Tuning("lora", 1e-2)),
     of_tuning("full-tuning, lr 3e-4", "40 epochs", Tuning("full", 3e-4)),
