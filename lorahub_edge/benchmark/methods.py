@@ -164,7 +164,7 @@ def search(objective: Objective, settings: SearchSettings, stack: ModuleStack) -
 
 
 @dataclass(frozen=True)
-class _Tuning:
+class Tuning:
     """Gradient descent on the examples alone; all of them are one batch."""
 
     kind: str
@@ -197,7 +197,8 @@ def _of_search(name: str, meaning: str, search: _Search, *, after: tuple[str, ..
     return Method(name, meaning, search.fit, search.settings, after=after)
 
 
-def _of_tuning(name: str, meaning: str, tuning: _Tuning) -> Method:
+def of_tuning(name: str, meaning: str, tuning: Tuning) -> Method:
+    """A training as a method."""
     return Method(name, meaning, tuning.fit, tuning.settings, uses_modules=False, precision="fp32")
 
 
@@ -224,9 +225,9 @@ METHODS: Mapping[str, Method] = {
             _Search("edge", as_long_as=REFERENCE),
             after=(REFERENCE, "edge"),
         ),
-        _of_tuning("lora-tuning", "new LoRA factors by gradient", _Tuning("lora", 2e-4)),
-        _of_tuning("ia3", "(IA)3 by gradient", _Tuning("ia3", 2e-4)),
-        _of_tuning("full-tuning", "all parameters by gradient", _Tuning("full", 3e-5)),
+        of_tuning("lora-tuning", "new LoRA factors by gradient", Tuning("lora", 2e-4)),
+        of_tuning("ia3", "(IA)3 by gradient", Tuning("ia3", 2e-4)),
+        of_tuning("full-tuning", "all parameters by gradient", Tuning("full", 3e-5)),
     )
 }
 
