@@ -25,6 +25,7 @@ COUNTED = {
     "compose_1": "compose_factors",
     "compose_13": "compose_factors",
     "compose_13_bfloat16": "compose_factors",
+    "compose_13_int8": "compose_factors",
     "inject": "inject_delta",
     "inject_stochastic": "inject_delta",
     "quantize": "quantize_rows",

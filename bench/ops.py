@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,32 +83,63 @@ def cases(names: list[str]) -> Iterator[Case]:
         yield epilogue_case()
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A module stack: floats, or codes with their scales."""
+
+    values: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def compose(self, coefficients: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return ops.compose_factors(self.values, coefficients, scales=self.scales, out=out)
+
+    def check(self, coefficients: torch.Tensor, out: torch.Tensor) -> None:
+        """Raise unless the first blocks are the twin's."""
+        values = self.values[:40] if self.scales is not None else self.values[:40].float()
+        scales = None if self.scales is None else self.scales[:40].numpy()
+        expected = torch.from_numpy(reference.compose_factors(values.numpy(), coefficients.numpy(), scales=scales))
+        composed = self.compose(coefficients, out)[:, : expected.shape[1]]
+        torch.testing.assert_close(composed, expected, rtol=1e-5, atol=1e-5, msg=str(self.values.dtype))
+
+
+def stacks_of(rows: torch.Tensor) -> dict[str, Stack]:
+    """The modules' rows as a stack of each dtype, all on huge pages."""
+    shape = (N_VALUES // BLOCK, N_MODULES, BLOCK)
+    full, half, codes = (memory.zeros(shape, dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8))
+    full.copy_(rows.view(N_MODULES, -1, BLOCK).transpose(0, 1))
+    half.copy_(full)
+    quantized, scales = ops.quantize_rows(full.view(-1, BLOCK))
+    codes.copy_(quantized.view(shape))
+    return {"float32": Stack(full), "bfloat16": Stack(half), "int8": Stack(codes, scales.view(shape[:2]))}
+
+
 def compose_cases() -> Iterator[Case]:
     """1 to 32 candidates of 20 modules."""
     rows = torch.randn(N_MODULES, N_VALUES)
-    stack = memory.zeros((N_VALUES // BLOCK, N_MODULES, BLOCK), torch.float32)
-    stack.copy_(rows.view(N_MODULES, -1, BLOCK).transpose(0, 1))
-    half = memory.zeros(tuple(stack.shape), torch.bfloat16).copy_(stack)
+    stacks = stacks_of(rows)
     loop = dict_loop(rows, N_TARGETS, RANK, FEATURES)
     for n_candidates in (1, 2, 4, 8, 13, 32):
         coefficients = torch.randn(n_candidates, N_MODULES)
         out = memory.zeros((n_candidates, N_VALUES), torch.float32)
-        yield _compose_case(rows, stack, half, coefficients, out, loop)
+        yield _compose_case(rows, stacks, coefficients, out, loop)
 
 
 def _compose_case(
     rows: torch.Tensor,
-    stack: torch.Tensor,
-    half: torch.Tensor,
+    stacks: dict[str, Stack],
     coefficients: torch.Tensor,
     out: torch.Tensor,
     loop: Callable[[list[float]], object],
 ) -> Case:
     n_candidates = len(coefficients)
     plain = torch.empty_like(out)
+    full = stacks["float32"].values
     calls: dict[str, Callable[[], object]] = {
-        "ours, float32 stack": lambda: ops.compose_factors(stack, coefficients, out=out),
-        "ours, bfloat16 stack": lambda: ops.compose_factors(half, coefficients, out=out),
+        f"ours, {dtype} stack": partial(stack.compose, coefficients, out) for dtype, stack in stacks.items()
     }
     if n_candidates == 1:
         calls["torch.mv"] = lambda: torch.mv(rows.T, coefficients[0])
@@ -116,21 +148,17 @@ def _compose_case(
         calls["torch.mm"] = lambda: torch.mm(coefficients, rows)
         calls["torch.mm, out given"] = lambda: torch.mm(coefficients, rows, out=plain)
     square = torch.randn(1024, 1024)
-    calls["probe: read the stack once (sum)"] = lambda: stack.view(-1).sum()
+    calls["probe: read the stack once (sum)"] = lambda: full.view(-1).sum()
     calls["probe: torch.mm 1024^3"] = lambda: torch.mm(square, square)
-    moved = stack.nbytes + out.nbytes
     floors = {
-        "bytes, float32 stack": ("probe: read the stack once (sum)", moved / stack.nbytes),
-        "bytes, bfloat16 stack": ("probe: read the stack once (sum)", (half.nbytes + out.nbytes) / stack.nbytes),
-        "multiply-adds": ("probe: torch.mm 1024^3", n_candidates * N_MODULES * N_VALUES / 1024**3),
+        f"bytes, {dtype} stack": ("probe: read the stack once (sum)", (stack.nbytes + out.nbytes) / full.nbytes)
+        for dtype, stack in stacks.items()
     }
+    floors["multiply-adds"] = ("probe: torch.mm 1024^3", n_candidates * N_MODULES * N_VALUES / 1024**3)
 
     def check() -> None:
-        few = slice(0, 40)
-        for name, values in (("float32", stack), ("bfloat16", half)):
-            expected = reference.compose_factors(values[few].float().numpy(), coefficients.numpy())
-            composed = ops.compose_factors(values, coefficients, out=out)[:, : 40 * BLOCK]
-            torch.testing.assert_close(composed, torch.from_numpy(expected), rtol=1e-5, atol=1e-5, msg=name)
+        for stack in stacks.values():
+            stack.check(coefficients, out)
 
     setup = {"n_candidates": n_candidates, "n_modules": N_MODULES, "n_values": N_VALUES}
     return Case("compose_factors", setup, calls, check, floors, n_repeats=9 if n_candidates < 13 else 7)

@@ -97,8 +97,8 @@ def _compose_case(rows: torch.Tensor, stack: torch.Tensor, coefficients: torch.T
     plain, half_plain = torch.empty_like(out), torch.empty_like(out, dtype=torch.bfloat16)
     half_there = there.bfloat16()
     calls: dict[str, Callable[[], object]] = {
-        "ours, float32 stack": lambda: module.compose_factors(stack, there, out, where),
-        "ours, bfloat16 stack": lambda: module.compose_factors(half, there, out, where),
+        "ours, float32 stack": lambda: module.compose_factors(stack, there, None, out, where),
+        "ours, bfloat16 stack": lambda: module.compose_factors(half, there, None, out, where),
         "torch.mm float32": lambda: torch.mm(there, rows, out=plain),
         "torch.mm bfloat16, output too": lambda: torch.mm(half_there, half_rows, out=half_plain),
         COPY: copy_probe(),
@@ -110,7 +110,7 @@ def _compose_case(rows: torch.Tensor, stack: torch.Tensor, coefficients: torch.T
     def check() -> None:
         """Against sums in float64, with the bound of a float32 sum of so many terms."""
         for values in (stack, half):
-            module.compose_factors(values, there, out.fill_(torch.nan), where)
+            module.compose_factors(values, there, None, out.fill_(torch.nan), where)
             double = values.transpose(0, 1).flatten(1).double()
             exact, magnitude = there.double() @ double, there.abs().double() @ double.abs()
             if not bool(((out - exact).abs() <= (N_MODULES + 1) * 2.0**-24 * magnitude).all()):
@@ -200,7 +200,7 @@ def stack_calls(layers: list[tuple[torch.Tensor, ...]]) -> tuple[Callable[[], No
 
     def kernels() -> None:
         for (layer, scale, _, _, values), blocks in zip(layers, stack, strict=True):
-            factors = (blocks[:n_blocks], blocks[n_blocks:], there, workspace)
+            factors = (blocks[:n_blocks], blocks[n_blocks:], there, None, None, workspace)
             outputs = (values, rows[4], rows[:4])
             module.inject_delta_from_stack(layer, scale, *factors, *outputs, RANK, 2.0, "nearest", 0, where)
 

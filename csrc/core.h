@@ -38,6 +38,10 @@ inline const char* name_of(DType dtype) {
   return "unknown";
 }
 
+constexpr index_t bytes_of(DType dtype) {
+  return dtype == DType::int8 ? 1 : dtype == DType::bfloat16 ? 2 : 4;
+}
+
 // Where an op runs: the trailing argument of every kernel.
 namespace cpu {
 struct Where {

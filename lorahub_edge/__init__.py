@@ -5,7 +5,8 @@
     run = lorahub_edge.adapt(base="pocket", modules="pocket", examples="my_task.jsonl")
     run.coefficients, run.table, run.predict(["..."])
 
-`adapt` finds the coefficients, `load_adapted` opens a run folder again, `train_module` makes a module for a hub;
+`adapt` finds the coefficients, `plan` says what it would need in memory, `load_adapted` opens a run folder again,
+`train_module` makes a module for a hub;
 `merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again;
 `lorahub_edge.serve` answers from such a folder without torch.
 """
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorahub_edge.adaptation import AdaptedModel, Run, adapt, load_adapted
+    from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, load_adapted, plan
     from lorahub_edge.base import Base, load_base, save_base
     from lorahub_edge.exporting import Exported, export, verify
     from lorahub_edge.merging import Merged, merge
@@ -28,6 +29,7 @@ _HOME = {
     "Base": "base",
     "Exported": "exporting",
     "LoraModule": "modules",
+    "MemoryPlan": "adaptation",
     "Merged": "merging",
     "Run": "adaptation",
     "adapt": "adaptation",
@@ -36,6 +38,7 @@ _HOME = {
     "load_base": "base",
     "load_modules": "modules",
     "merge": "merging",
+    "plan": "adaptation",
     "save_base": "base",
     "train_module": "train",
     "verify": "exporting",
@@ -45,6 +48,7 @@ __all__ = [
     "Base",
     "Exported",
     "LoraModule",
+    "MemoryPlan",
     "Merged",
     "Run",
     "adapt",
@@ -53,6 +57,7 @@ __all__ = [
     "load_base",
     "load_modules",
     "merge",
+    "plan",
     "save_base",
     "train_module",
     "verify",

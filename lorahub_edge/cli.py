@@ -17,8 +17,20 @@ from typing import Annotated
 import typer
 
 from lorahub_edge import __version__, cli_bench, cli_delivery, pocket
-from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PromptOption, RunArgument, app, one_line_errors
-from lorahub_edge.terminal import answers, messages, print_run, progress_bar, step_bar
+from lorahub_edge.commands import (
+    BaseOption,
+    CacheOption,
+    DeviceOption,
+    ExamplesOption,
+    JsonOption,
+    ModulesOption,
+    PromptOption,
+    RunArgument,
+    StackDtypeOption,
+    app,
+    one_line_errors,
+)
+from lorahub_edge.terminal import answers, messages, print_plans, print_run, progress_bar, step_bar
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,13 +52,8 @@ def _main(
 @one_line_errors
 def adapt(
     base: BaseOption = "pocket",
-    modules: Annotated[
-        list[str],
-        typer.Option(help="Embedded name, PEFT folder, folder of such folders, list file or Hub id. Repeatable."),
-    ] = ["pocket"],  # noqa: B006  typer copies it
-    examples: Annotated[
-        str | None, typer.Option(help="JSONL, BBH json or CSV, or pocket/TASK. Default: an embedded held-out task.")
-    ] = None,
+    modules: ModulesOption = ["pocket"],  # noqa: B006  typer copies it
+    examples: ExamplesOption = None,
     test: Annotated[str | None, typer.Option(help="Score on these rows too, by exact match.")] = None,
     n_examples: Annotated[int, typer.Option(help="Examples that the search sees.")] = 5,
     example_seed: Annotated[int, typer.Option(help="Seed of their draw.")] = 42,
@@ -63,6 +70,14 @@ def adapt(
     max_input_tokens: Annotated[int | None, typer.Option(help="Cut inputs here.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Cut answers here.")] = None,
     null_control: Annotated[bool, typer.Option(help="Search over random modules too, as a control.")] = True,
+    evaluate_by: Annotated[
+        str, typer.Option(help="side: deltas beside the base. inject: rounded into it, as merge --in-place-int8 does.")
+    ] = "side",
+    max_memory: Annotated[
+        str | None, typer.Option(help="Stay below, for instance 1.5GB; see plan. Refused if it cannot be.")
+    ] = None,
+    stack_dtype: StackDtypeOption = None,
+    cache: CacheOption = True,
     out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/TASK-TIME.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     as_json: JsonOption = False,
@@ -94,6 +109,10 @@ def adapt(
             max_input_tokens=max_input_tokens,
             max_new_tokens=max_new_tokens,
             null_control=null_control,
+            evaluate_by=evaluate_by,
+            max_memory=max_memory,
+            stack_dtype=stack_dtype,
+            cache=cache,
             out=out or _default_out(examples),
             overwrite=overwrite,
             on_progress=on_progress,
@@ -107,6 +126,49 @@ def adapt(
 def _default_out(examples: str | None) -> Path:
     stem = Path(examples or pocket.DEFAULT_TASK).name.split(".")[0]
     return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+@app.command()
+@one_line_errors
+def plan(
+    base: BaseOption = "pocket",
+    modules: ModulesOption = ["pocket"],  # noqa: B006  typer copies it
+    examples: ExamplesOption = None,
+    test: Annotated[str | None, typer.Option(help="Rows that adapt would score.")] = None,
+    n_examples: Annotated[int, typer.Option(help="Examples that the search sees.")] = 5,
+    budget_memory: Annotated[str | None, typer.Option(help="What there is, for instance 5GiB.")] = None,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(help="Of the base: int8, bf16 or fp32.")] = "int8",
+    max_input_tokens: Annotated[int | None, typer.Option(help="Cut inputs here.")] = None,
+    stack_dtype: StackDtypeOption = None,
+    cache: CacheOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what adapt would need in memory, before any weight is read. Exit code 1 if it does not fit.
+
+    Example: lorahub-edge plan --base google/flan-t5-large --modules my_modules/ --budget-memory 1.5GB
+    """
+    import lorahub_edge
+
+    plans = lorahub_edge.plan(
+        base,
+        modules,
+        examples,
+        test=test,
+        n_examples=n_examples,
+        budget_memory=budget_memory,
+        device=device,
+        precision=precision,
+        max_input_tokens=max_input_tokens,
+        stack_dtype=stack_dtype,
+        cache=cache,
+    )
+    if as_json:
+        typer.echo(json.dumps([plan.as_record() for plan in plans], indent=2))
+    else:
+        print_plans(plans)
+    if not any(plan.fits for plan in plans):
+        raise typer.Exit(1)
 
 
 @app.command()

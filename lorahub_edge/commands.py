@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from lorahub_edge.cache import CacheWarning
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.terminal import messages
 
@@ -68,6 +69,7 @@ def quiet_libraries() -> Iterator[None]:
         from lorahub_edge.tasks import InputsWereCut
 
         warnings.simplefilter("always", InputsWereCut)
+        warnings.simplefilter("always", CacheWarning)
         yield
 
 
@@ -78,3 +80,14 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 PromptOption = Annotated[str, typer.Option(help="auto, plain, chat, or a text with {input} in it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder that adapt wrote.")]
+ModulesOption = Annotated[
+    list[str],
+    typer.Option(help="Embedded name, PEFT folder, folder of such folders, list file or Hub id. Repeatable."),
+]
+ExamplesOption = Annotated[
+    str | None, typer.Option(help="JSONL, BBH json or CSV, or pocket/TASK. Default: an embedded held-out task.")
+]
+StackDtypeOption = Annotated[
+    str | None, typer.Option(help="Of the modules in memory: fp32, bf16 or int8. Default: fp32, or what fits.")
+]
+CacheOption = Annotated[bool, typer.Option(help="Keep the int8 base and the modules' stack for the next start.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from lorahub_edge.adaptation import Progress as RunProgress
+    from lorahub_edge.adaptation.memory_plan import MemoryPlan
     from lorahub_edge.adaptation.progress import OnProgress
     from lorahub_edge.exporting import Exported
     from lorahub_edge.merging import Merged
@@ -95,6 +96,36 @@ def print_run(report: Mapping[str, Any]) -> None:
     answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")
     if report["folder"]:
         answers.print(f"run folder: {report['folder']}  (report.html, adapter/)", soft_wrap=True)
+
+
+def print_plans(plans: Sequence[MemoryPlan]) -> None:
+    """The verdict, what the chosen plan is made of, and all that there is to choose from."""
+    from lorahub_edge.adaptation import choose_plan
+    from lorahub_edge.measure import format_bytes
+
+    chosen = choose_plan(plans)
+    answers.print(chosen.headline(), style="bold", soft_wrap=True, markup=False)
+    parts = {
+        "Python and libraries": chosen.runtime_bytes,
+        "base": chosen.base_bytes,
+        f"modules as {chosen.stack_dtype}, {chosen.mapping}": chosen.stack_bytes,
+        f"workspace, {chosen.tokens_per_call} tokens per call": chosen.workspace_bytes,
+        "peak": chosen.peak_bytes,
+    }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, n_bytes in parts.items():
+        table.add_row(name, format_bytes(n_bytes))
+    answers.print(table)
+    table = Table(box=None, pad_edge=False)
+    for column in ("modules as", "mapping", "tokens per call", "needed", "fits"):
+        table.add_column(column, justify="right" if column in ("tokens per call", "needed") else "left")
+    for plan in plans:
+        style = "bold" if plan is chosen else None
+        fits = "yes" if plan.fits else "no"
+        row = (plan.stack_dtype, plan.mapping, str(plan.tokens_per_call), format_bytes(plan.needed_bytes), fits)
+        table.add_row(*row, style=style)
+    answers.print()
+    answers.print(table)
 
 
 def print_merge(merged: Merged, n_rows: int = 5) -> None:

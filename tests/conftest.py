@@ -1,6 +1,7 @@
 """Settings and fixtures that all tests share: tiny models and modules, made once per session."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from tests import tiny
 # Examples are small, but the machine may be shared: no deadline, and the same examples in every run.
 settings.register_profile("lorahub_edge", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("lorahub_edge")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave nothing in the user's cache, and find nothing there."""
+    os.environ["LORAHUB_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)

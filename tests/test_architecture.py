@@ -13,6 +13,7 @@ ROOMS = [
     "errors",
     "pocket",
     "sources",
+    "cache",
     "measure",
     "kernels",
     "doctor",

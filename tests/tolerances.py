@@ -31,9 +31,12 @@ def dot_error(magnitude: Float64, n_terms: int) -> Float64:
     return gamma * magnitude + n_terms * TINY_FLOAT32
 
 
-def dot_difference(magnitude: Float64, n_terms: int) -> Float64:
-    """Two float32 sums of the same products against each other: each may be off by `dot_error`, in opposite ways."""
-    return 2 * dot_error(magnitude, n_terms)
+def scaled_dot_error(magnitude: Float64, n_terms: int) -> Float64:
+    """`dot_error` of products with int8 codes, (coefficient * scale) * code: one rounding more per term.
+
+    Where coefficient * scale underflows it loses at most half the smallest float32, and the code makes 127 of it.
+    """
+    return dot_error(magnitude, n_terms + 1) + n_terms * 127 * TINY_FLOAT32
 
 
 def int8_rows_error(row_scale: Float64, absmax: Float64) -> Float64:

@@ -1,6 +1,7 @@
 // Runs one CPU kernel once, on fixed data, for an instruction count under callgrind: see bench/callgrind.py.
 //
-//   one_kernel <case>        cases: compose_1 compose_13 compose_13_bfloat16 inject inject_stochastic quantize epilogue
+//   one_kernel <case>        cases: compose_1 compose_13 compose_13_bfloat16 compose_13_int8 inject
+//                          inject_stochastic quantize epilogue
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -43,11 +44,13 @@ std::vector<T> wholes(index_t n, float scale) {
 }
 
 void compose(index_t n_candidates, DType dtype) {
-  const auto stack = floats(kBlocks * kModules * kBlock);  // for bfloat16 its bytes, read as such
+  const auto stack = floats(kBlocks * kModules * kBlock);  // for other dtypes its bytes, read as such
+  const auto scales = floats(kBlocks * kModules);
   const auto coefficients = floats(n_candidates * kModules);
   std::vector<float> out(static_cast<std::size_t>(n_candidates * kBlocks * kBlock));
-  cpu::compose_factors({stack.data(), coefficients.data(), out.data(), dtype, n_candidates, kModules, kBlocks, kBlock},
-                       kOneThread);
+  cpu::compose_factors(
+      {stack.data(), scales.data(), coefficients.data(), out.data(), dtype, n_candidates, kModules, kBlocks, kBlock},
+      kOneThread);
 }
 
 void inject(Rounding rounding) {
@@ -100,6 +103,7 @@ int main(int argc, char** argv) {
       {"compose_1", [] { compose(1, DType::float32); }},
       {"compose_13", [] { compose(13, DType::float32); }},
       {"compose_13_bfloat16", [] { compose(13, DType::bfloat16); }},
+      {"compose_13_int8", [] { compose(13, DType::int8); }},
       {"inject", [] { inject(Rounding::nearest); }},
       {"inject_stochastic", [] { inject(Rounding::stochastic); }},
       {"quantize", quantize},

@@ -3,6 +3,7 @@
 #include "arrays.h"
 #include "device.h"
 #include "ops.h"
+#include "stack_scales.h"
 
 namespace py = pybind11;
 
@@ -11,8 +12,8 @@ namespace {
 
 constexpr const char* kOp = "compose_factors";
 
-void compose_factors(const py::object& stack, const py::object& coefficients, const py::object& out,
-                     std::int64_t where) {
+void compose_factors(const py::object& stack, const py::object& coefficients, const py::object& scales,
+                     const py::object& out, std::int64_t where) {
   const Array stack_array(stack, {kOp, "stack"}, Access::read);
   const Array coefficients_array(coefficients, {kOp, "coefficients"}, Access::read);
   const Array out_array(out, {kOp, "out"}, Access::write);
@@ -24,8 +25,10 @@ void compose_factors(const py::object& stack, const py::object& coefficients, co
   const index_t n_candidates = coefficients_array.shape()[0];
   coefficients_array.expect_shape({n_candidates, n_modules});
   out_array.expect_shape({n_candidates, n_blocks * block});
+  const StackScales stack_scales(scales, {kOp, "scales"}, stack_array);
 
   const ComposeFactorsArgs args{stack_array.data(),
+                                stack_scales.data(),
                                 coefficients_array.data_of<float>(),
                                 out_array.data_of<float>(),
                                 stack_array.dtype(),
@@ -41,7 +44,8 @@ void compose_factors(const py::object& stack, const py::object& coefficients, co
 }  // namespace
 
 void register_compose_factors(py::module_& module) {
-  module.def(kOp, &compose_factors, py::arg("stack"), py::arg("coefficients"), py::arg("out"), py::arg(kWhereName),
+  module.def(kOp, &compose_factors, py::arg("stack"), py::arg("coefficients"), py::arg("scales"), py::arg("out"),
+             py::arg(kWhereName),
              "Write the modules' weighted sums into `out`; see lorahub_edge.kernels.ops.compose_factors.");
 }
 

@@ -5,6 +5,7 @@
 #include "arrays.h"
 #include "device.h"
 #include "ops.h"
+#include "stack_scales.h"
 
 namespace py = pybind11;
 
@@ -78,10 +79,10 @@ void inject_delta(const py::object& codes, const py::object& row_scale, const py
 }
 
 void inject_delta_from_stack(const py::object& codes, const py::object& row_scale, const py::object& A_stack,
-                             const py::object& B_stack, const py::object& coefficients, const py::object& workspace,
-                             const py::object& values, const py::object& new_scale, const py::object& report,
-                             index_t rank, float scaling, const std::string& rounding, std::uint64_t seed,
-                             std::int64_t where) {
+                             const py::object& B_stack, const py::object& coefficients, const py::object& A_scales,
+                             const py::object& B_scales, const py::object& workspace, const py::object& values,
+                             const py::object& new_scale, const py::object& report, index_t rank, float scaling,
+                             const std::string& rounding, std::uint64_t seed, std::int64_t where) {
   const Layer layer(codes, row_scale, values, new_scale, report);
   const Array A(A_stack, {kOp, "A_stack"}, Access::read);
   const Array B(B_stack, {kOp, "B_stack"}, Access::read);
@@ -99,10 +100,20 @@ void inject_delta_from_stack(const py::object& codes, const py::object& row_scal
   check(rank >= 0 && rank * layer.in_features() <= n_blocks_A * block, "inject_delta: A_stack: too few blocks");
   check(rank * layer.out_features() <= n_blocks_B * block, "inject_delta: B_stack: too few blocks");
   check(A.dtype() == B.dtype(), "inject_delta: A_stack and B_stack: expected one dtype");
+  const StackScales scales_of_A(A_scales, {kOp, "A_scales"}, A);
+  const StackScales scales_of_B(B_scales, {kOp, "B_scales"}, B);
   space.expect_shape({kDeviceType == dlpack::kCuda ? (n_blocks_A + n_blocks_B) * block : 0});
 
-  const StackedFactors factors{A.data(),  B.data(),  c.data_of<float>(), space.data_of<float>(),
-                               A.dtype(), n_modules, n_blocks_A,         n_blocks_B,
+  const StackedFactors factors{A.data(),
+                               B.data(),
+                               scales_of_A.data(),
+                               scales_of_B.data(),
+                               c.data_of<float>(),
+                               space.data_of<float>(),
+                               A.dtype(),
+                               n_modules,
+                               n_blocks_A,
+                               n_blocks_B,
                                block};
   const InjectDeltaArgs args = layer.args(scaling, rounding, seed, rank);
   const here::Where place = where_of(where, layer.codes.device());
@@ -118,9 +129,9 @@ void register_inject_delta(py::module_& module) {
              py::arg("seed"), py::arg(kWhereName),
              "Write a layer with its delta added; see lorahub_edge.kernels.ops.inject_delta.");
   module.def("inject_delta_from_stack", &inject_delta_from_stack, py::arg("codes"), py::arg("row_scale"),
-             py::arg("A_stack"), py::arg("B_stack"), py::arg("coefficients"), py::arg("workspace"), py::arg("values"),
-             py::arg("new_scale"), py::arg("report"), py::arg("rank"), py::arg("scaling"), py::arg("rounding"),
-             py::arg("seed"), py::arg(kWhereName),
+             py::arg("A_stack"), py::arg("B_stack"), py::arg("coefficients"), py::arg("A_scales"), py::arg("B_scales"),
+             py::arg("workspace"), py::arg("values"), py::arg("new_scale"), py::arg("report"), py::arg("rank"),
+             py::arg("scaling"), py::arg("rounding"), py::arg("seed"), py::arg(kWhereName),
              "Write a layer with its delta added; see lorahub_edge.kernels.ops.inject_delta_from_stack.");
 }
 

@@ -1,10 +1,12 @@
 // compose_factors: the weighted sums of the modules' stacked factors, for several candidates in one pass.
 //
 //   out[c, b * block + j] = sum_k coefficients[c, k] * stack[b, k, j]      k = 0 .. n_modules - 1, in this order
+//   out[c, b * block + j] = sum_k (coefficients[c, k] * scales[b, k]) * stack[b, k, j]                  int8 stack
 //
 // The stack is interleaved: the same `block` values of all modules lie together, so that one pass over it is one
 // sequential stream. Products and sums are float32, one sum per element: the result does not depend on the thread
-// count, nor on which other candidates are in the call. A zero coefficient is multiplied like any other. The twin is
+// count, nor on which other candidates are in the call. A zero coefficient is multiplied like any other. The product of
+// coefficient and scale is rounded by itself, in every variant: it is made once for all values of a block. The twin is
 // lorahub_edge/kernels/reference.py; the portable variant equals it bit for bit, variants with fused multiply-add round
 // once where the twin rounds twice.
 #pragma once
@@ -15,9 +17,10 @@ namespace lorahub_edge {
 
 struct ComposeFactorsArgs {
   const void* stack;          // [n_blocks, n_modules, block], stack_dtype
+  const float* scales;        // [n_blocks, n_modules] of an int8 stack; not read for another
   const float* coefficients;  // [n_candidates, n_modules]
-  float* out;                 // [n_candidates, n_blocks * block], overlaps neither input
-  DType stack_dtype;
+  float* out;                 // [n_candidates, n_blocks * block], overlaps no input
+  DType stack_dtype;          // float32, bfloat16 or int8
   index_t n_candidates;
   index_t n_modules;
   index_t n_blocks;

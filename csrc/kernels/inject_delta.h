@@ -49,6 +49,8 @@ struct InjectDeltaArgs {
 struct StackedFactors {
   const void* A;              // [n_blocks_A, n_modules, block]: rank * in_features values, then padding
   const void* B;              // [n_blocks_B, n_modules, block]: out_features * rank values, then padding
+  const float* A_scales;      // [n_blocks_A, n_modules] of an int8 stack, else null
+  const float* B_scales;      // [n_blocks_B, n_modules] likewise
   const float* coefficients;  // [n_modules]
   float* workspace;           // CUDA: [(n_blocks_A + n_blocks_B) * block]; the CPU brings its own
   DType dtype;

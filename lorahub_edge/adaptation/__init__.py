@@ -2,12 +2,14 @@
 
 from lorahub_edge.adaptation.adapted import AdaptedModel, Score, load_adapted
 from lorahub_edge.adaptation.controls import Row
-from lorahub_edge.adaptation.entry import adapt
+from lorahub_edge.adaptation.entry import adapt, plan
+from lorahub_edge.adaptation.memory_plan import MemoryExceeded, MemoryPlan, choose_plan
 from lorahub_edge.adaptation.objective import FORMS, Objective, Value
-from lorahub_edge.adaptation.population import PopulationForward, SidePath
+from lorahub_edge.adaptation.population import PopulationForward
 from lorahub_edge.adaptation.presets import PRESETS, Preset
 from lorahub_edge.adaptation.progress import Progress
 from lorahub_edge.adaptation.run import Run
+from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.tasks import InputsWereCut
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "PRESETS",
     "AdaptedModel",
     "InputsWereCut",
+    "MemoryExceeded",
+    "MemoryPlan",
     "Objective",
     "PopulationForward",
     "Preset",
@@ -25,5 +29,7 @@ __all__ = [
     "SidePath",
     "Value",
     "adapt",
+    "choose_plan",
     "load_adapted",
+    "plan",
 ]

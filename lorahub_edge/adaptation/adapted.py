@@ -15,6 +15,7 @@ from lorahub_edge.adaptation.population import PopulationForward
 from lorahub_edge.adaptation.run_folder import ADAPTER, read_manifest
 from lorahub_edge.adaptation.task import Examples, as_examples
 from lorahub_edge.base import Base, load_base
+from lorahub_edge.cache import default_cache
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import ModuleStack, read_module
 from lorahub_edge.sources import sha256_files
@@ -104,8 +105,10 @@ def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
         raise InvalidInput(f"run {folder}: its manifest.json is incomplete ({error!r})") from error
     if revision:
         spec = f"{spec.partition('@')[0]}@{revision}"
-    base = load_base(spec, precision=precision, device=device)
-    if sha256_files(base.weight_files) != files:
+    cache = default_cache()
+    base = load_base(spec, precision=precision, device=device, cache=cache)
+    hashes = sha256_files if cache is None else cache.sha256_files
+    if hashes(base.weight_files) != files:
         raise InvalidInput(f"run {folder}: base '{spec}' has changed since the run; adapt again or restore the base")
     stack = ModuleStack.build([read_module(folder / ADAPTER)], base)
     prompt = PromptFormat.for_base(base, **prompt_settings)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from lorahub_edge.adaptation.objective import Objective, Value
-from lorahub_edge.modules import ModuleStack
 
 
 @dataclass(frozen=True)
@@ -31,38 +29,15 @@ class Row:
     exact_match: float | None = None
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A row and the stack that its coefficients belong to (the null has a stack of its own)."""
-
-    row: Row
-    stack: ModuleStack
-
-
-def fixed_controls(stack: ModuleStack, objective: Objective) -> tuple[list[Contender], list[float]]:
-    """Zero-shot, best single module and uniform mean; and the mean loss of every module alone, in stack order."""
-    n = len(stack.names)
+def fixed_controls(names: Sequence[str], objective: Objective) -> tuple[list[Row], list[float]]:
+    """Zero-shot, best single module and uniform mean; and the mean loss of every module alone, in order of names."""
+    n = len(names)
     candidates = np.concatenate([np.zeros((1, n)), np.full((1, n), 1.0 / n), np.eye(n)])
     zero, uniform, *singles = objective(candidates)
     best = min(range(n), key=lambda k: singles[k].mean_loss)
     rows = [
         Row("zero-shot", "the base alone", tuple(candidates[0]), zero),
-        Row("best single module", f"{stack.names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
+        Row("best single module", f"{names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
         Row("uniform mean", f"all at 1/{n}", tuple(candidates[1]), uniform),
     ]
-    return [Contender(row, stack) for row in rows], [s.mean_loss for s in singles]
-
-
-def with_exact_match(
-    contenders: list[Contender], score: Callable[[ModuleStack, torch.Tensor], float]
-) -> list[Contender]:
-    """The contenders with their exact match filled in."""
-    return [
-        Contender(
-            Row(
-                **{**vars(c.row), "exact_match": score(c.stack, torch.tensor(c.row.coefficients, dtype=torch.float64))}
-            ),
-            c.stack,
-        )
-        for c in contenders
-    ]
+    return rows, [s.mean_loss for s in singles]

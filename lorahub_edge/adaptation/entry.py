@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lorahub_edge.adaptation.job import Job
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, memory_errors, parse_bytes
+from lorahub_edge.adaptation.population import ROUTES
 from lorahub_edge.adaptation.presets import preset_by_name
 from lorahub_edge.adaptation.progress import OnProgress
 from lorahub_edge.adaptation.run import Run
@@ -13,7 +15,9 @@ from lorahub_edge.adaptation.run_folder import RunFolder
 from lorahub_edge.adaptation.settings import SearchSettings, check_numbers
 from lorahub_edge.adaptation.task import Examples, load_task
 from lorahub_edge.base import Base
-from lorahub_edge.modules import LoraModule
+from lorahub_edge.cache import Cache, default_cache
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules import STACK_DTYPES, LoraModule
 
 
 def adapt(
@@ -37,6 +41,10 @@ def adapt(
     max_input_tokens: int | None = None,
     max_new_tokens: int | None = None,
     null_control: bool = True,
+    evaluate_by: str = "side",
+    max_memory: int | str | None = None,
+    stack_dtype: str | None = None,
+    cache: Cache | bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -66,6 +74,12 @@ def adapt(
         max_input_tokens: inputs are cut here; default 2048 or what the model takes.
         max_new_tokens: answers are cut here; default twice the longest example answer plus 8.
         null_control: also search over random modules of the same size: the same budget once more.
+        evaluate_by: "side" adds the delta beside the frozen base; "inject" rounds it into the int8 base as an in-place
+            merge does, one candidate at a time.
+        max_memory: in bytes, or a text such as "5GiB"; what to give up for it is planned before anything is loaded.
+        stack_dtype: "fp32", "bf16" or "int8" for the modules; None for what the plan says ("fp32" without a budget).
+        cache: keeps the int8 base and the modules' stack between starts; True is the user's, see `default_cache`; False
+            is none.
         out: a run folder to write; nothing is written without it.
         overwrite: replace an earlier run in `out`.
         on_progress: called as the run goes on.
@@ -75,24 +89,84 @@ def adapt(
 
     Raises:
         InvalidInput, IncompatibleModules, UnsupportedFormat, OutputExists: see there.
+        MemoryExceeded: the run does not fit `max_memory`, or the system has no more; says what would help.
 
     Source: LoRAHub, arXiv:2307.13269.
     """
     check_numbers(
         alpha=alpha, seed=seed, budget=budget, max_input_tokens=max_input_tokens, max_new_tokens=max_new_tokens
     )
+    _check_name("evaluate_by", evaluate_by, ROUTES)
+    _check_name("stack_dtype", stack_dtype, STACK_DTYPES)
+    budget_bytes = _n_bytes(max_memory)
     chosen = preset_by_name(preset)
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
     folder = RunFolder(out, overwrite=overwrite) if out is not None else None
     try:
-        job = Job(task, folder, on_progress or (lambda progress: None))
-        job.load(base, modules, precision=precision, device=device)
+        job = Job(task, folder, on_progress or (lambda progress: None), _chosen_cache(cache))
+        job.open(base, modules, precision=precision, device=device)
         job.encode(prompt, max_input_tokens, max_new_tokens)
         changes = {"optimizer": optimizer, "budget": budget, "alpha": alpha, "bound": bound}
-        job.settings = SearchSettings.of(chosen, len(job.stack.names), seed=seed, **changes)
-        run = job.run(null_control=null_control)
+        job.settings = SearchSettings.of(chosen, len(job.modules), seed=seed, evaluate_by=evaluate_by, **changes)
+        job.make_plan(budget_bytes, stack_dtype)
+        check_budget(job.plan)
+        with memory_errors(job.plan):
+            job.load()
+            run = job.run(null_control=null_control)
         return run if folder is None else run.save_into(folder)
     except BaseException:
         if folder is not None:
             folder.discard()
         raise
+
+
+def plan(
+    base: str | Path = "pocket",
+    modules: str | Path | Iterable[str | Path] = "pocket",
+    examples: Examples | None = None,
+    *,
+    test: Examples | None = None,
+    n_examples: int = 5,
+    example_seed: int = 42,
+    budget_memory: int | str | None = None,
+    device: str = "auto",
+    precision: str = "int8",
+    prompt: str = "auto",
+    max_input_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    evaluate_by: str = "side",
+    stack_dtype: str | None = None,
+    cache: Cache | bool = True,
+) -> list[MemoryPlan]:
+    """What `adapt` would need in memory, known without reading a weight.
+
+    Args:
+        budget_memory: `adapt`'s max_memory.
+        others: see `adapt`.
+
+    Returns:
+        All plans, that which gives up least first; `adapt` takes the first that fits.
+
+    Raises:
+        InvalidInput, IncompatibleModules, UnsupportedFormat: see `adapt`.
+    """
+    _check_name("stack_dtype", stack_dtype, STACK_DTYPES)
+    task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=None)
+    job = Job(task, None, lambda progress: None, _chosen_cache(cache))
+    job.open(base, modules, precision=precision, device=device)
+    job.encode(prompt, max_input_tokens, max_new_tokens)
+    job.settings = SearchSettings.of(preset_by_name("edge"), len(job.modules), seed=0, evaluate_by=evaluate_by)
+    return job.make_plan(_n_bytes(budget_memory), stack_dtype)
+
+
+def _n_bytes(size: int | str | None) -> int | None:
+    return parse_bytes(size) if isinstance(size, str) else size
+
+
+def _chosen_cache(cache: Cache | bool) -> Cache | None:
+    return cache if isinstance(cache, Cache) else default_cache() if cache else None
+
+
+def _check_name(parameter: str, name: str | None, known: Iterable[str]) -> None:
+    if name is not None and name not in known:
+        raise InvalidInput(f"{parameter}: expected one of {', '.join(known)}, received '{name}'")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import GenerationConfig
 
-from lorahub_edge.adaptation.population import SidePath
+from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL
+from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import PromptFormat
@@ -25,6 +26,7 @@ def greedy_answers(
     *,
     max_new_tokens: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    tokens_per_call: int | None = None,
     on_answered: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Answer each input, in order.
@@ -35,21 +37,33 @@ def greedy_answers(
         prompt: says what ends an answer.
         max_new_tokens: answers are cut here.
         batch_size: inputs per call, taken in order of length so that little is padded.
+        tokens_per_call: bound on the tokens of a call, answers included, whatever the batch size (one input alone may
+            exceed it): caches grow with them.
         on_answered: called with the number of inputs answered by each call.
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers = [""] * len(encoded)
-    composed = stack.compose(coefficients[None])
     side_path = SidePath(base, stack)
-    with side_path.installed(), side_path.active(composed):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+    with side_path.installed(), side_path.active(coefficients[None]):
+        lengths = [len(encoded[i]) + max_new_tokens for i in order]
+        for batch in _batches(lengths, batch_size, tokens_per_call or TOKENS_PER_CALL[base.device.type]):
+            rows = order[batch]
             texts = _generate(base, prompt, [encoded[i] for i in rows], max_new_tokens)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
             if on_answered is not None:
                 on_answered(len(rows))
     return answers
+
+
+def _batches(lengths: Sequence[int], batch_size: int, tokens_per_call: int) -> Iterator[slice]:
+    """Runs of rising lengths, each within both bounds or of one input."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        n_rows = stop + 1 - start
+        if stop == len(lengths) or n_rows > batch_size or n_rows * lengths[stop] > tokens_per_call:
+            yield slice(start, stop)
+            start = stop
 
 
 def _generate(base: Base, prompt: PromptFormat, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:

@@ -134,8 +134,14 @@ class Objective:
 
 @contextmanager
 def objective_on(
-    base: Base, stack: ModuleStack, encoded: Sequence[EncodedExample], settings: SearchSettings
+    base: Base,
+    stack: ModuleStack,
+    encoded: Sequence[EncodedExample],
+    settings: SearchSettings,
+    *,
+    tokens_per_call: int | None = None,
 ) -> Iterator[Objective]:
     """The objective that the settings name, ready inside a with block."""
-    with PopulationForward(base, stack, encoded).ready() as forward:
+    forward = PopulationForward(base, stack, encoded, tokens_per_call=tokens_per_call, evaluate_by=settings.evaluate_by)
+    with forward.ready():
         yield Objective(forward, FORMS[settings.objective_form], settings.alpha)

@@ -25,10 +25,11 @@ from lorahub_edge.adaptation.run_folder import (
 )
 from lorahub_edge.adaptation.task import Examples, Task
 from lorahub_edge.base import Base
+from lorahub_edge.cache import Cache
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
-from lorahub_edge.modules import LoraModule, write_module
+from lorahub_edge.modules import LoraModule, ModuleFolder, write_module
 from lorahub_edge.search import Evaluated, SearchResult
 from lorahub_edge.sources import sha256_files
 
@@ -171,16 +172,23 @@ def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
 
 
 def manifest_of(
-    *, base: Base, modules: Sequence[LoraModule], task: Task, search: Mapping[str, Any], **rest: Any
+    *,
+    base: Base,
+    modules: Sequence[LoraModule | ModuleFolder],
+    task: Task,
+    search: Mapping[str, Any],
+    cache: Cache | None,
+    **rest: Any,
 ) -> dict[str, Any]:
     """The manifest: everything needed to do the run again and to know what produced its numbers."""
+    hashes = sha256_files if cache is None else cache.sha256_files
     return {
         "format": RUN_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "base": {
             "spec": base.source.spec if base.source.revision or base.source.spec == "pocket" else _absolute(base),
             "revision": base.source.revision,
-            "files": sha256_files(base.weight_files),
+            "files": hashes(base.weight_files),
             "family": base.family.name,
             "precision": base.precision,
             "device": base.device.type,
@@ -188,7 +196,7 @@ def manifest_of(
             "weight_bytes": base.weight_bytes(),
         },
         "modules": [
-            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": sha256_files(m.files)} for m in modules
+            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": hashes(m.files)} for m in modules
         ],
         "task": dict(task.record),
         "search": dict(search),

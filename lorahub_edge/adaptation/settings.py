@@ -22,14 +22,15 @@ class SearchSettings:
     bound: float
     budget: int
     seed: int
+    evaluate_by: str = "side"
 
     @classmethod
     def of(cls, preset: Preset, n_modules: int, *, seed: int, **changes: Any) -> SearchSettings:
         """Fill what the user left open (None) from the preset."""
-        values = {"budget": preset.budget_for(n_modules)}
+        values: dict[str, Any] = {"budget": preset.budget_for(n_modules)}
         values |= {name: getattr(preset, name) for name in ("optimizer", "alpha", "bound")}
         values |= {name: value for name, value in changes.items() if value is not None}
-        return cls(preset.name, objective_form=preset.objective_form, seed=seed, **values)  # type: ignore[arg-type]
+        return cls(preset.name, objective_form=preset.objective_form, seed=seed, **values)
 
 
 def check_numbers(**numbers: float | None) -> None:

@@ -2,7 +2,9 @@
 
 from lorahub_edge.base.families import FAMILIES, Family, family_of
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight
-from lorahub_edge.base.model import Base, load_base
+from lorahub_edge.base.load import load_base, load_opened
+from lorahub_edge.base.model import Base
+from lorahub_edge.base.open import OpenBase, open_base
 from lorahub_edge.base.save import save_base
 
 __all__ = [
@@ -12,7 +14,10 @@ __all__ = [
     "Int8Embedding",
     "Int8Linear",
     "Int8Weight",
+    "OpenBase",
     "family_of",
     "load_base",
+    "load_opened",
+    "open_base",
     "save_base",
 ]

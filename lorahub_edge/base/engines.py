@@ -7,7 +7,7 @@ bits at twice the cost. A float product keeps everything, at four to five times 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -23,8 +23,8 @@ _PROBE_TOKENS = 64
 _PROBE_TARGET_TOKENS = 8
 
 
-def choose_engines(model: nn.Module, family: Family) -> None:
-    """Set the engine of every Int8Linear of a model, and let them share their quantised inputs.
+def choose_engines(model: nn.Module, family: Family) -> dict[str, str]:
+    """The engine of every Int8Linear of a model, by name.
 
     The model reads a fixed sequence of tokens from all over its vocabulary with float products; each layer whose
     one-part output is within MOST_ONE_PART_ERROR of the float one, in every row, gets "int8", others "int8-split".
@@ -32,17 +32,31 @@ def choose_engines(model: nn.Module, family: Family) -> None:
 
     Cost: one forward of 64 tokens with every weight expanded, tile by tile.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
-    inputs = QuantizedInputs()
-    for layer in layers.values():
-        layer.inputs = inputs
-        layer.engine = "dequantize"
+    layers = _int8_linears(model)
+    set_engines(model, dict.fromkeys(layers, "dequantize"))
     device = next(iter(layers.values())).codes.device if layers else torch.device("cpu")
     if not layers or not int8_matmul_available(device):
-        return
+        return layer_engines(model)
     errors = one_part_errors(layers, lambda: _read_probe(model, family, device))
-    for name, layer in layers.items():
-        layer.engine = "int8" if errors.get(name, torch.inf) <= MOST_ONE_PART_ERROR else "int8-split"
+    within = {name: errors.get(name, torch.inf) <= MOST_ONE_PART_ERROR for name in layers}
+    return {name: "int8" if fits else "int8-split" for name, fits in within.items()}
+
+
+def set_engines(model: nn.Module, engines: Mapping[str, str]) -> None:
+    """Give every Int8Linear its engine, and let them share their quantised inputs."""
+    inputs = QuantizedInputs()
+    for name, layer in _int8_linears(model).items():
+        layer.inputs = inputs
+        layer.engine = engines[name]
+
+
+def layer_engines(model: nn.Module) -> dict[str, str]:
+    """The engine that each Int8Linear has, by name."""
+    return {name: layer.engine for name, layer in _int8_linears(model).items()}
+
+
+def _int8_linears(model: nn.Module) -> dict[str, Int8Linear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
 
 
 def one_part_errors(layers: dict[str, Int8Linear], run: Callable[[], object]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def save_base(
     partial.mkdir(parents=True)
     try:
         float_layers = _float_layers(base) if for_transformers else ()
-        save_file(_tensors(base, float_layers), partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(base_tensors(base, float_layers), partial / "model.safetensors", metadata={"format": "pt"})
         config = json.dumps(_config(base, float_layers), indent=2) + "\n"
         copy_side_files(base, partial)
         for name, text in {"config.json": config, **(extra_files or {})}.items():
@@ -83,7 +83,8 @@ def _stays_float(path: str, float_layers: Sequence[str]) -> bool:
     return path in float_layers or path.rpartition(".")[2] in float_layers
 
 
-def _tensors(base: Base, float_layers: Sequence[str]) -> dict[str, torch.Tensor]:
+def base_tensors(base: Base, float_layers: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """Name -> tensor of a checkpoint that loads as this base, on the CPU; layers named in float_layers as float32."""
     tensors: dict[str, torch.Tensor] = {}
     skip = set(base.family.embedding_copies)
     if head_is_tied(base.model, base.family):

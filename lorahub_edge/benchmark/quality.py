@@ -14,7 +14,7 @@ from lorahub_edge.benchmark.methods import Method, Metrics
 from lorahub_edge.benchmark.records import Record, append, key_of, make_record, read
 from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, Trial
 from lorahub_edge.benchmark.usage import measured
-from lorahub_edge.search import make_searcher
+from lorahub_edge.search import load_optimisers
 from lorahub_edge.tasks import Example, exact_match
 
 # Search seed k goes with the k-th draw of examples: a deterministic optimiser would otherwise show no spread at all.
@@ -73,7 +73,7 @@ def measure(
     Raises:
         KeyboardInterrupt: what was measured until then is in the file.
     """
-    _warm_up()
+    load_optimisers()  # before anything is timed
     base, modules = pool.base_record(), pool.ready().modules_record()
     records: list[Record] = []
     for rows in tasks:
@@ -145,8 +145,3 @@ def _metrics(method: Method, trial: Trial, known: Mapping[str, Metrics], batch_s
 def tokens_per_example(model: AdaptedModel, rows: Sequence[Example]) -> float:
     """Mean number of tokens that the model reads for one question."""
     return round(fmean(len(model.prompt.encode_input(row.input)[0]) for row in rows), 1)
-
-
-def _warm_up() -> None:
-    """Load what loads lazily, so that no method's time has it."""
-    make_searcher("NGOpt", 2, bound=1.0, budget=4, seed=0).ask(1)

@@ -69,10 +69,11 @@ def expect_threads(op: str, n_threads: int | None) -> None:
     expect(n_threads is None or n_threads >= 1, op, "n_threads of at least 1", n_threads)
 
 
-def expect_apart(op: str, out: torch.Tensor, **inputs: torch.Tensor) -> None:
-    """Raise ValueError if `out` shares memory with an input."""
+def expect_apart(op: str, out: torch.Tensor, **inputs: torch.Tensor | None) -> None:
+    """Raise ValueError if `out` shares memory with an input; None stands for one that is left out."""
     for name, tensor in inputs.items():
-        expect(not _overlap(out, tensor), op, f"out and {name} in separate memory", "overlapping ones")
+        apart = tensor is None or not _overlap(out, tensor)
+        expect(apart, op, f"out and {name} in separate memory", "overlapping ones")
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -6,7 +6,13 @@ import torch
 
 from lorahub_edge.kernels import reference
 from lorahub_edge.kernels.checks import expect, expect_apart, expect_tensor, expect_threads
-from lorahub_edge.kernels.compose_factors import STACK_DTYPES, Coefficients, checked_coefficients
+from lorahub_edge.kernels.compose_factors import (
+    STACK_DTYPES,
+    Coefficients,
+    checked_coefficients,
+    compose_by_reference,
+    expect_scales,
+)
 from lorahub_edge.kernels.routes import Native, native_for, need_native
 
 _OP = "inject_delta"
@@ -153,6 +159,8 @@ def inject_delta_from_stack(
     coefficients: Coefficients,
     *,
     rank: int,
+    A_scales: torch.Tensor | None = None,
+    B_scales: torch.Tensor | None = None,
     scaling: float = 1.0,
     dtype: torch.dtype = torch.int8,
     rounding: Rounding = NEAREST,
@@ -165,10 +173,11 @@ def inject_delta_from_stack(
     `compose_factors` does; the result is the same to the bit.
 
     Args:
-        A_stack, B_stack: float32 or bfloat16 (n_blocks, n_modules, block), C-contiguous: the blocks of the stack that
-            hold this layer's A (rank * in_features values, then padding) and B (out_features * rank values).
+        A_stack, B_stack: float32, bfloat16 or int8 (n_blocks, n_modules, block), C-contiguous: the blocks of the stack
+            that hold this layer's A (rank * in_features values, then padding) and B (out_features * rank values).
         coefficients: (n_modules,), as for `compose_factors`.
         rank: of the factors.
+        A_scales, B_scales: float32 (n_blocks, n_modules) each of int8 stacks, as for `compose_factors`; else None.
         codes, row_scale, scaling, dtype, rounding, out, n_threads: see `inject_delta`.
 
     Returns, Raises: see `inject_delta`.
@@ -179,15 +188,16 @@ def inject_delta_from_stack(
     out_features, in_features = _check_layer(codes, row_scale)
     c = checked_coefficients(_OP, torch.as_tensor(coefficients)[None], n_modules=A_stack.shape[1])[0]
     _check_stacks(A_stack, B_stack, rank * in_features, rank * out_features, codes.device)
+    expect_scales(_OP, "A_scales", A_scales, A_stack)
+    expect_scales(_OP, "B_scales", B_scales, B_stack)
     injected = _empty_result(codes, dtype, out)
-    expect_apart(_OP, injected.values, codes=codes, A_stack=A_stack, B_stack=B_stack)
+    stacks = {"A_stack": A_stack, "B_stack": B_stack, "A_scales": A_scales, "B_scales": B_scales}
+    expect_apart(_OP, injected.values, codes=codes, **stacks)
     expect_threads(_OP, n_threads)
     native = _native(codes.device, n_threads)
     if native is None:
-        A, B = (
-            torch.from_numpy(reference.compose_factors(stack.float().numpy(), c[None].numpy()))[0]
-            for stack in (A_stack, B_stack)
-        )
+        A = compose_by_reference(A_stack, c[None], A_scales)[0]
+        B = compose_by_reference(B_stack, c[None], B_scales)[0]
         A, B = A[: rank * in_features].view(rank, in_features), B[: rank * out_features].view(out_features, rank)
         _by_reference(injected, codes, row_scale, A, B, scaling, rounding)
     else:
@@ -198,6 +208,8 @@ def inject_delta_from_stack(
             A_stack,
             B_stack,
             c.to(codes.device, non_blocking=True),
+            A_scales,
+            B_scales,
             torch.empty(n_workspace, dtype=torch.float32, device=codes.device),
             injected.values,
             injected.row_scale,

@@ -16,16 +16,18 @@ Codes = NDArray[np.int8]
 MAX_CODE = 127
 
 
-def compose_factors(stack: Float32, coefficients: Float32) -> Float32:
+def compose_factors(stack: Float32 | Codes, coefficients: Float32, *, scales: Float32 | None = None) -> Float32:
     """Weighted sums of the modules' stacked factors, for several candidates.
 
-    Meaning, in float32, the sum taken from the first module to the last:
+    Meaning, in float32, the sum taken from the first module to the last; the scales are those of an int8 stack:
 
         out[c, b * block + j] = sum_k(coefficients[c, k] * stack[b, k, j])
+        out[c, b * block + j] = sum_k((coefficients[c, k] * scales[b, k]) * stack[b, k, j])
 
     Args:
-        stack: float32 (n_blocks, n_modules, block). A bfloat16 stack is widened before, which is exact.
+        stack: float32 or int8 (n_blocks, n_modules, block). A bfloat16 stack is widened before, which is exact.
         coefficients: float32 (n_candidates, n_modules).
+        scales: float32 (n_blocks, n_modules) of an int8 stack, or None.
 
     Returns:
         float32 (n_candidates, n_blocks * block).
@@ -33,7 +35,10 @@ def compose_factors(stack: Float32, coefficients: Float32) -> Float32:
     n_blocks, n_modules, block = stack.shape
     out = np.zeros((len(coefficients), n_blocks, block), np.float32)
     for k in range(n_modules):
-        out += coefficients[:, k, None, None] * stack[:, k]
+        of_blocks = coefficients[:, k, None]
+        if scales is not None:
+            of_blocks = of_blocks * scales[:, k]
+        out += of_blocks[..., None] * stack[:, k]
     return out.reshape(len(coefficients), n_blocks * block)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lorahub_edge.adaptation import Run
 from lorahub_edge.base import Base, Int8Linear, Int8Weight, load_base, save_base
-from lorahub_edge.base.model import PRECISIONS
+from lorahub_edge.base.open import PRECISIONS
 from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError, OutputExists
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import versions

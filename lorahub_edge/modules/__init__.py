@@ -1,15 +1,25 @@
 """Modules: LoRA modules from anywhere, checked against the base and stacked for the compose kernel."""
 
-from lorahub_edge.modules.files import LoraFactors, LoraModule, read_module, write_module
-from lorahub_edge.modules.hub import load_modules
-from lorahub_edge.modules.stack import ModuleStack, Target, random_modules
+from lorahub_edge.modules.files import LoraFactors, LoraModule, ModuleFolder, read_module, write_module
+from lorahub_edge.modules.hub import find_modules, load_modules
+from lorahub_edge.modules.layout import STACK_DTYPES, StackLayout, Target
+from lorahub_edge.modules.null import NullModules, random_modules
+from lorahub_edge.modules.stack import ModuleStack
+from lorahub_edge.modules.stored import can_map, load_stack
 
 __all__ = [
+    "STACK_DTYPES",
     "LoraFactors",
     "LoraModule",
+    "ModuleFolder",
     "ModuleStack",
+    "NullModules",
+    "StackLayout",
     "Target",
+    "can_map",
+    "find_modules",
     "load_modules",
+    "load_stack",
     "random_modules",
     "read_module",
     "write_module",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lorahub_edge.base.checkpoint import load_bin
@@ -92,9 +92,59 @@ class LoraModule:
     spec: str = ""
     revision: str | None = None
 
+    def outline(self) -> LoraModule:
+        """Itself; see `ModuleFolder`."""
+        return self
+
+    def read(self) -> LoraModule:
+        """Itself; see `ModuleFolder`."""
+        return self
+
     def __repr__(self) -> str:
         ranks = sorted({f.rank for f in self.factors.values()})
         return f"LoraModule({self.name}, {len(self.factors)} targets, rank {'/'.join(map(str, ranks))})"
+
+
+@dataclass(frozen=True)
+class ModuleFolder:
+    """A LoRA module on disk, found and not yet read: two hundred of them need no memory.
+
+    Attributes:
+        name, spec, revision: see `LoraModule`.
+        folder: PEFT's.
+    """
+
+    name: str
+    folder: Path
+    spec: str = ""
+    revision: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Config and weights.
+
+        Raises:
+            UnsupportedFormat: there are no weights.
+        """
+        return (self.folder / CONFIG_FILE, _weights_of(self.folder))
+
+    def outline(self) -> LoraModule:
+        """The module without its values: factors on torch's device "meta". Reads only headers of safetensors files.
+
+        Raises:
+            UnsupportedFormat: as for `read_module`, but for the values.
+        """
+        return self._read(outline=True)
+
+    def read(self) -> LoraModule:
+        """The module; see `read_module`."""
+        return self._read(outline=False)
+
+    def _read(self, *, outline: bool) -> LoraModule:
+        config, weights = _read_config(self.folder), _weights_of(self.folder)
+        tensors = _outline_tensors(weights) if outline else _read_tensors(weights)
+        factors = _factors(tensors, config, where=f"module {self.folder}")
+        return LoraModule(self.name, factors, self.files, self.spec, self.revision)
 
 
 def is_module_folder(folder: Path) -> bool:
@@ -114,12 +164,14 @@ def read_module(folder: str | Path, *, name: str | None = None) -> LoraModule:
             or factors with NaN or infinite values. The message names the folder and the reason.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    return ModuleFolder(name or folder.name, folder, str(folder)).read()
+
+
+def _weights_of(folder: Path) -> Path:
     weights = next((folder / n for n in WEIGHT_FILES if (folder / n).is_file()), None)
     if weights is None:
         raise UnsupportedFormat(f"module {folder}: expected {' or '.join(WEIGHT_FILES)}, found neither")
-    factors = _factors(_read_tensors(weights), config, where=f"module {folder}")
-    return LoraModule(name or folder.name, factors, (folder / CONFIG_FILE, weights), str(folder))
+    return weights
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -190,6 +242,21 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
+def _outline_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".bin":  # memory-mapped: nothing is read but the names and shapes
+        return {name: tensor.to("meta") for name, tensor in load_bin(path).items()}
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return {name: _outline_tensor(handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+
+
+def _outline_tensor(stored: Any) -> torch.Tensor:
+    is_float = stored.get_dtype() in ("F64", "F32", "F16", "BF16")
+    return torch.empty(stored.get_shape(), dtype=torch.float32 if is_float else torch.int8, device="meta")
+
+
 def _factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, where: str) -> dict[str, LoraFactors]:
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -221,7 +288,7 @@ def _pair(target: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, An
             "the files do not belong together"
         )
     for factor, values in (("A", a), ("B", b)):
-        if not torch.isfinite(values).all():
+        if not values.is_meta and not torch.isfinite(values).all():
             raise UnsupportedFormat(f"{where}: lora_{factor} of target {target} has NaN or infinite values")
     return LoraFactors(a, b, _scaling(target, a.shape[0], config))
 

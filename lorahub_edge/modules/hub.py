@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorahub_edge import pocket
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules.files import CONFIG_FILE, WEIGHT_FILES, LoraModule, is_module_folder, read_module
+from lorahub_edge.modules.files import CONFIG_FILE, WEIGHT_FILES, LoraModule, ModuleFolder, is_module_folder
 from lorahub_edge.sources import Source, resolve
 
 
@@ -25,11 +25,23 @@ def load_modules(specs: str | Path | Iterable[str | Path]) -> list[LoraModule]:
 
     A name that occurs twice (two folders called "lora") is made unique by its parent folder's name.
     """
-    modules = []
-    for spec in _flatten([specs] if isinstance(specs, (str, Path)) else specs):
-        for name, source in _folders(spec):
-            module = read_module(source.folder, name=name)
-            modules.append(replace(module, spec=source.spec, revision=source.revision))
+    return [module.read() for module in find_modules(specs)]
+
+
+def find_modules(specs: str | Path | Iterable[str | Path]) -> list[ModuleFolder]:
+    """The folders of all modules that the specs name, in order, not read yet; downloads those on the Hub.
+
+    Args:
+        specs: see `load_modules`.
+
+    Raises:
+        InvalidInput: nothing of that name.
+    """
+    modules = [
+        ModuleFolder(name, source.folder, source.spec, source.revision)
+        for spec in _flatten([specs] if isinstance(specs, (str, Path)) else specs)
+        for name, source in _folders(spec)
+    ]
     if not modules:
         raise InvalidInput("no LoRA modules were given; expected at least one folder, embedded name or Hub id")
     return _with_unique_names(modules)
@@ -77,9 +89,9 @@ def _choose_files(names: Sequence[str]) -> list[str]:
     return [CONFIG_FILE] if weights is None else [CONFIG_FILE, weights]
 
 
-def _with_unique_names(modules: list[LoraModule]) -> list[LoraModule]:
+def _with_unique_names(modules: list[ModuleFolder]) -> list[ModuleFolder]:
     """Told apart by the parent folder where names collide, and by the whole spec where that collides too."""
-    for rename in (lambda m: f"{m.files[0].parent.parent.name}/{m.name}", lambda m: m.spec):
+    for rename in (lambda m: f"{m.folder.parent.name}/{m.name}", lambda m: m.spec):
         names = [m.name for m in modules]
         modules = [replace(m, name=rename(m)) if names.count(m.name) > 1 else m for m in modules]
     return modules

@@ -16,52 +16,9 @@ from dataclasses import dataclass
 import torch
 
 from lorahub_edge.base import Base
-from lorahub_edge.errors import IncompatibleModules
 from lorahub_edge.kernels import memory, ops
-from lorahub_edge.modules.files import LoraFactors, LoraModule
-
-BLOCK = 128
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where one target's factors lie in a row of the stack.
-
-    Attributes:
-        name: module path in the base.
-        rank: the largest rank among the modules.
-        scaling: common to all modules of this target.
-        a_offset, b_offset: first value of A (rank * in_features) and of B (out_features * rank) in a row; multiples
-            of BLOCK.
-    """
-
-    name: str
-    rank: int
-    in_features: int
-    out_features: int
-    scaling: float
-    a_offset: int
-    b_offset: int
-
-    @property
-    def a_blocks(self) -> slice:
-        """The blocks of a row that hold A."""
-        return slice(self.a_offset // BLOCK, _n_blocks(self.a_offset + self.rank * self.in_features))
-
-    @property
-    def b_blocks(self) -> slice:
-        """The blocks of a row that hold B."""
-        return slice(self.b_offset // BLOCK, _n_blocks(self.b_offset + self.rank * self.out_features))
-
-    def A(self, rows: torch.Tensor) -> torch.Tensor:
-        """View of the A factors: (n, values) -> (n, rank, in_features)."""
-        stop = self.a_offset + self.rank * self.in_features
-        return rows[:, self.a_offset : stop].view(-1, self.rank, self.in_features)
-
-    def B(self, rows: torch.Tensor) -> torch.Tensor:
-        """View of the B factors: (n, values) -> (n, out_features, rank)."""
-        stop = self.b_offset + self.rank * self.out_features
-        return rows[:, self.b_offset : stop].view(-1, self.out_features, self.rank)
+from lorahub_edge.modules.files import LoraFactors, LoraModule, ModuleFolder
+from lorahub_edge.modules.layout import BLOCK, STACK_DTYPES, StackLayout, Target
 
 
 @dataclass(frozen=True)
@@ -69,39 +26,72 @@ class ModuleStack:
     """n modules for one base.
 
     Attributes:
-        names: module names, row order.
-        targets: every target that any module changes, in the base's order.
-        values: float32 (n_blocks, n_modules, BLOCK), on the base's device.
+        layout: which modules, and where each target's factors lie.
+        values: float32, bfloat16 or int8 codes (n_blocks, n_modules, BLOCK), on the base's device.
+        scales: float32 (n_blocks, n_modules), of int8 codes; None otherwise.
     """
 
-    names: tuple[str, ...]
-    targets: tuple[Target, ...]
+    layout: StackLayout
     values: torch.Tensor
+    scales: torch.Tensor | None = None
 
     @classmethod
-    def build(cls, modules: Sequence[LoraModule], base: Base) -> ModuleStack:
-        """Check the modules against the base and lay them out.
+    def build(cls, modules: Sequence[LoraModule | ModuleFolder], base: Base, *, dtype: str = "fp32") -> ModuleStack:
+        """Check the modules against the base and lay them out, one module at a time in memory.
+
+        Args:
+            modules: at least one; those on disk are read here.
+            base: whose layers they change.
+            dtype: of the stored values, "fp32", "bf16" or "int8" (a block of a module rounds to 127 steps of its
+                largest value).
 
         Raises:
             IncompatibleModules: no modules, a name twice, or a module for another base: names module and target.
+            UnsupportedFormat: see `read_module`.
         """
-        _check(modules, base)
-        targets = _layout(modules, base)
-        n_blocks = targets[-1].b_blocks.stop if targets else 0
-        values = memory.zeros((n_blocks, len(modules), BLOCK), torch.float32)
-        row = torch.empty(1, n_blocks * BLOCK)
+        layout = StackLayout.of([m.outline() for m in modules], base.linear_shapes(), base.source.spec)
+        stack = cls.empty(layout, dtype)
+        row = torch.empty(1, layout.n_blocks * BLOCK)
         for k, module in enumerate(modules):
             row.zero_()
-            for target in targets:
-                if target.name in module.factors:
-                    _place(row, target, module.factors[target.name])
-            values[:, k] = row.view(n_blocks, BLOCK)
-        return cls(tuple(m.name for m in modules), tuple(targets), values.to(base.device))
+            factors = module.read().factors
+            for target in layout.targets:
+                if target.name in factors:
+                    _place(row, target, factors[target.name])
+            stack.write(k, slice(None), row.view(-1, BLOCK))
+        return stack.to(base.device)
+
+    @classmethod
+    def empty(cls, layout: StackLayout, dtype: str) -> ModuleStack:
+        """A stack of zeros on the CPU."""
+        shape = (layout.n_blocks, len(layout.names), BLOCK)
+        scales = torch.ones(shape[:2]) if dtype == "int8" else None
+        return cls(layout, memory.zeros(shape, STACK_DTYPES[dtype]), scales)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Module names, row order."""
+        return self.layout.names
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every target that any module changes, in the base's order."""
+        return self.layout.targets
 
     @property
     def n_values(self) -> int:
         """Values in a row, padding included."""
         return self.values.shape[0] * BLOCK
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored values: one of STACK_DTYPES."""
+        return next(name for name, dtype in STACK_DTYPES.items() if dtype == self.values.dtype)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of values and scales."""
+        return self.layout.n_bytes(self.dtype)
 
     def compose(self, coefficients: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Factor-wise sums for each candidate: float32 (n_candidates, n_blocks * BLOCK), rows as `Target` reads them.
@@ -114,7 +104,7 @@ class ModuleStack:
 
         Source: LoRAHub, arXiv:2307.13269, as its code composes.
         """
-        return ops.compose_factors(self.values, coefficients, out=out)
+        return ops.compose_factors(self.values, coefficients, scales=self.scales, out=out)
 
     def composed_module(self, coefficients: torch.Tensor, name: str) -> LoraModule:
         """The one module that `coefficients` (n_modules,) stand for, on the CPU."""
@@ -122,49 +112,56 @@ class ModuleStack:
         factors = {t.name: LoraFactors(t.A(row)[0].clone(), t.B(row)[0].clone(), t.scaling) for t in self.targets}
         return LoraModule(name, factors)
 
+    def inject(
+        self,
+        target: Target,
+        codes: torch.Tensor,
+        row_scale: torch.Tensor,
+        coefficients: torch.Tensor,
+        *,
+        out: torch.Tensor,
+    ) -> ops.Injected:
+        """One target's int8 layer with the delta that coefficients (n_modules,) stand for; A and B are not kept.
+
+        Args, Returns: see `ops.inject_delta_from_stack`.
+        """
+        a, b = target.a_blocks, target.b_blocks
+        A_scales, B_scales = (None, None) if self.scales is None else (self.scales[a], self.scales[b])
+        return ops.inject_delta_from_stack(
+            codes,
+            row_scale,
+            self.values[a],
+            self.values[b],
+            coefficients,
+            rank=target.rank,
+            scaling=target.scaling,
+            A_scales=A_scales,
+            B_scales=B_scales,
+            out=out,
+        )
+
+    def write(self, k: int, blocks: slice, values: torch.Tensor) -> None:
+        """Store float32 (n_blocks, BLOCK) as these blocks of module k, rounded to the stack's dtype."""
+        if self.scales is None:
+            self.values[blocks, k] = values.to(self.values.dtype)
+        else:
+            self.values[blocks, k], self.scales[blocks, k] = ops.quantize_rows(values)
+
+    def rows(self, blocks: slice) -> torch.Tensor:
+        """Some blocks as rows, a float32 copy: (n_modules, n_blocks * BLOCK)."""
+        values = self.values[blocks].float()
+        if self.scales is not None:
+            values *= self.scales[blocks, :, None]
+        return values.transpose(0, 1).flatten(1)
+
+    def to(self, device: torch.device) -> ModuleStack:
+        """The same stack on another device."""
+        scales = None if self.scales is None else self.scales.to(device)
+        return ModuleStack(self.layout, self.values.to(device), scales)
+
     def __repr__(self) -> str:
-        return f"ModuleStack({len(self.names)} modules, {len(self.targets)} targets, {self.values.nbytes / 1e6:.1f} MB)"
-
-
-def _check(modules: Sequence[LoraModule], base: Base) -> None:
-    if not modules:
-        raise IncompatibleModules("no LoRA modules were given; expected at least one")
-    names = [m.name for m in modules]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise IncompatibleModules(f"module name '{twice[0]}' occurs twice; give each module once")
-    shapes = base.linear_shapes()
-    for module in modules:
-        for target, factors in module.factors.items():
-            if target not in shapes:
-                raise IncompatibleModules(
-                    f"module '{module.name}' changes '{target}', which base '{base.source.spec}' does not have; "
-                    "it was trained for another base"
-                )
-            received = (factors.B.shape[0], factors.A.shape[1])
-            if received != shapes[target]:
-                raise IncompatibleModules(
-                    f"module '{module.name}' at '{target}': expected (out_features, in_features) {shapes[target]} "
-                    f"from base '{base.source.spec}', received {received}; it was trained for another base"
-                )
-
-
-def _layout(modules: Sequence[LoraModule], base: Base) -> list[Target]:
-    targets = []
-    offset = 0
-    for name, (out_features, in_features) in base.linear_shapes().items():
-        present = [m.factors[name] for m in modules if name in m.factors]
-        if not present:
-            continue
-        rank = max(f.rank for f in present)
-        scaling = next((f.scaling for f in present if f.scaling != 0), 1.0)
-        b_offset = BLOCK * _n_blocks(offset + rank * in_features)
-        targets.append(Target(name, rank, in_features, out_features, scaling, offset, b_offset))
-        offset = BLOCK * _n_blocks(b_offset + rank * out_features)
-    return targets
-
-
-def _n_blocks(n_values: int) -> int:
-    return -(-n_values // BLOCK)
+        size = f"{self.n_bytes / 1e6:.1f} MB as {self.dtype}"
+        return f"ModuleStack({len(self.names)} modules, {len(self.targets)} targets, {size})"
 
 
 def _place(row: torch.Tensor, target: Target, factors: LoraFactors) -> None:
@@ -174,31 +171,3 @@ def _place(row: torch.Tensor, target: Target, factors: LoraFactors) -> None:
     share = math.sqrt(abs(ratio))
     target.A(row)[0, : factors.rank] = factors.A * share
     target.B(row)[0, :, : factors.rank] = factors.B * math.copysign(share, ratio)
-
-
-def random_modules(stack: ModuleStack, seed: int) -> ModuleStack:
-    """The null control: the same modules with every factor replaced by Gaussian noise of the same root mean square.
-
-    Args:
-        seed: of the noise.
-
-    Source: arXiv:2602.12323 finds that randomly initialised LoRAs merge about as well as trained ones.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    values = torch.zeros_like(stack.values)
-    for target in stack.targets:
-        for blocks, n_values in (
-            (target.a_blocks, target.rank * target.in_features),
-            (target.b_blocks, target.rank * target.out_features),
-        ):
-            real = rows_of(stack.values[blocks])
-            rms = real[:, :n_values].square().mean(dim=1, keepdim=True).sqrt()
-            noise = torch.zeros_like(real)
-            noise[:, :n_values] = torch.randn((len(real), n_values), generator=rng).to(real.device) * rms
-            values[blocks] = noise.view(len(real), -1, BLOCK).transpose(0, 1)
-    return ModuleStack(stack.names, stack.targets, values)
-
-
-def rows_of(values: torch.Tensor) -> torch.Tensor:
-    """Interleaved blocks (n_blocks, n_modules, BLOCK) as rows, a copy: (n_modules, n_blocks * BLOCK)."""
-    return values.transpose(0, 1).flatten(1)

@@ -1,7 +1,13 @@
 """Search: gradient-free minimisation over a box. Sees a callable and numbers, nothing of LoRA, torch or files."""
 
 from lorahub_edge.search.run import Evaluated, SearchResult, run_search
-from lorahub_edge.search.searchers import NevergradSearcher, ScreeningSearcher, Searcher, make_searcher
+from lorahub_edge.search.searchers import (
+    NevergradSearcher,
+    ScreeningSearcher,
+    Searcher,
+    load_optimisers,
+    make_searcher,
+)
 
 __all__ = [
     "Evaluated",
@@ -9,6 +15,7 @@ __all__ = [
     "ScreeningSearcher",
     "SearchResult",
     "Searcher",
+    "load_optimisers",
     "make_searcher",
     "run_search",
 ]

@@ -33,6 +33,11 @@ def _nevergrad() -> Any:
         return importlib.import_module("nevergrad")
 
 
+def load_optimisers() -> None:
+    """Import what a search will need, so that what it takes in memory is there to be measured."""
+    _nevergrad()
+
+
 @contextlib.contextmanager
 def _expected_warnings() -> Iterator[None]:
     """Keep quiet what nevergrad's dependencies say of every run."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from lorahub_edge.base import Base
+from lorahub_edge.base import Base, OpenBase
 from lorahub_edge.errors import InvalidInput, first_line
 from lorahub_edge.tasks.examples import Example
 
@@ -56,12 +56,17 @@ class PromptFormat:
 
     @classmethod
     def for_base(
-        cls, base: Base, *, template: str = "auto", max_input_tokens: int | None = None, max_target_tokens: int = 256
+        cls,
+        base: Base | OpenBase,
+        *,
+        template: str = "auto",
+        max_input_tokens: int | None = None,
+        max_target_tokens: int = 256,
     ) -> PromptFormat:
         """The format that suits a base.
 
         Args:
-            base: its tokenizer, family and config are asked.
+            base: opened or loaded; its tokenizer, family and config are asked.
             template: text with {input} in it; "plain" is the input itself (decoder-only models get a line break
                 behind it); "chat" the tokenizer's chat template with one user turn; "auto" is "chat" for decoder-only
                 models whose tokenizer has one, else "plain".
@@ -147,7 +152,7 @@ class PromptFormat:
         return list(self.tokenizer(text, add_special_tokens=self.add_special_tokens)["input_ids"])
 
 
-def _surroundings(base: Base, template: str) -> tuple[str, str, str]:
+def _surroundings(base: Base | OpenBase, template: str) -> tuple[str, str, str]:
     """Text before the input, between input and answer, and behind the answer."""
     has_chat = bool(getattr(base.tokenizer, "chat_template", None))
     if template == "auto":

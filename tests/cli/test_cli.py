@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from lorahub_edge.cli import app
 from tests import tiny
 
-COMMANDS = ["adapt", "bench", "doctor", "evaluate", "export", "merge", "predict", "serve", "train", "verify"]
+COMMANDS = [
+    "adapt", "bench", "doctor", "evaluate", "export", "merge", "plan", "predict", "serve", "train", "verify",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -173,3 +175,27 @@ def test_cut_examples_are_a_warning_on_stderr(adapt):
     result = adapt("--max-input-tokens", 2)
     assert result.exit_code == 0
     assert "warning: 4 of 4 examples are longer than the model takes" in result.stderr
+
+
+def test_plan_says_what_fits_and_exits_with_1_if_nothing_does(call, bases, module_folders, example_file):
+    arguments = ("plan", "--base", bases["t5"], "--modules", module_folders["t5"], "--examples", example_file)
+    fits = call(*arguments, "--budget-memory", "100GiB")
+    assert fits.exit_code == 0
+    assert fits.stdout.startswith("fits 107.37 GB: needs ")
+    assert "modules as fp32, resident" in fits.stdout
+    assert "mmap" in fits.stdout
+    too_much = call(*arguments, "--budget-memory", "1MB", "--no-cache")
+    assert too_much.exit_code == 1
+    assert too_much.stdout.startswith("does not fit 1 MB: at least ")
+    assert "mmap" not in too_much.stdout
+    plans = json.loads(call(*arguments, "--json").stdout)
+    assert plans[0]["stack_dtype"] == "fp32"
+    assert plans[0]["fits"]
+
+
+def test_adapt_says_in_one_line_that_it_cannot_keep_to_max_memory(adapt):
+    result = adapt("--max-memory", "1MB")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: max_memory: the run does not fit 1 MB: at least ")
+    assert result.stderr.count("\n") == 1
+    assert "expected a size such as" in adapt("--max-memory", "lots").stderr

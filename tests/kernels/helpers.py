@@ -3,10 +3,15 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from lorahub_edge.kernels import ops, reference
+from tests import tolerances
 
 SIZES = (0, 1, 3, 31, 32, 33, 257)
 
@@ -20,6 +25,41 @@ def hard_matrix(n_rows: int, n_columns: int, *, seed: int) -> NDArray[np.float32
     if n_rows and n_columns:
         matrix[-1, n_columns // 2] = 1e9
     return matrix.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A module stack as ops take it: floats, or codes with their scales."""
+
+    values: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    def compose(self, coefficients: Any, **options: Any) -> torch.Tensor:
+        return ops.compose_factors(self.values, coefficients, scales=self.scales, **options)
+
+    def twin(self, coefficients: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.scales is None:
+            return reference.compose_factors(self.values.float().numpy(), coefficients)
+        return reference.compose_factors(self.values.numpy(), coefficients, scales=self.scales.numpy())
+
+    def rows(self) -> NDArray[np.float64]:
+        """Exact values, (n_modules, n_values)."""
+        values = self.values.double() if self.scales is None else self.values.double() * self.scales[..., None].double()
+        return values.transpose(0, 1).flatten(1).numpy()
+
+    def error(self, magnitude: NDArray[np.float64], *, more_roundings: int = 0) -> NDArray[np.float64]:
+        """Of the composed sums, whose terms have absolute values that sum up to `magnitude`."""
+        error_of = tolerances.dot_error if self.scales is None else tolerances.scaled_dot_error
+        return error_of(magnitude, self.values.shape[1] + more_roundings)
+
+
+def stack_from(values: torch.Tensor, dtype: torch.dtype) -> Stack:
+    """Float (n_blocks, n_modules, block) as a stack of float32, bfloat16 or int8."""
+    if dtype != torch.int8:
+        return Stack(values.to(dtype))
+    n_blocks, n_modules, block = values.shape
+    codes, scales = ops.quantize_rows(values.reshape(n_blocks * n_modules, block))
+    return Stack(codes.view(values.shape), scales.view(n_blocks, n_modules))
 
 
 def assert_within(actual: NDArray[np.float32], expected: NDArray[np.floating], bound: NDArray[np.float64]) -> None:

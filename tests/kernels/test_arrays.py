@@ -26,7 +26,7 @@ class Producer:
 
 
 def compose(stack: Any, out: Any) -> None:
-    _native.compose_factors(stack, np.array([[2.0, 3.0]], np.float32), out, 1)
+    _native.compose_factors(stack, np.array([[2.0, 3.0]], np.float32), None, out, 1)
 
 
 def stack_and_out() -> tuple[np.ndarray, np.ndarray]:
@@ -155,13 +155,30 @@ def test_refuses_dtypes_and_never_converts(dtype: type) -> None:
 def test_refuses_shapes(stack_shape: tuple, coefficients_shape: tuple, out_shape: tuple) -> None:
     stack, coefficients, out = (np.zeros(s, np.float32) for s in (stack_shape, coefficients_shape, out_shape))
     with pytest.raises(ValueError, match=r"compose_factors: \w+: expected .*received shape"):
-        _native.compose_factors(stack, coefficients, out, 1)
+        _native.compose_factors(stack, coefficients, None, out, 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scales", "message"),
+    [
+        (np.int8, None, "expected an array with an int8 stack, None with another"),
+        (np.float32, np.ones((1, 2), np.float32), "expected an array with an int8 stack, None with another"),
+        (np.int8, np.ones((1, 1), np.float32), r"expected shape \(1, 2\), received shape \(1, 1\)"),
+        (np.int8, np.ones((2,), np.float32), r"expected shape \(1, 2\), received shape \(2,\)"),
+        (np.int8, np.ones((1, 2)), "expected float32, received float64"),
+    ],
+)
+def test_refuses_scales(dtype: type, scales: np.ndarray | None, message: str) -> None:
+    """Without them the kernel would read what is not there."""
+    stack, out = stack_and_out()
+    with pytest.raises(ValueError, match=f"compose_factors: scales: {message}"):
+        _native.compose_factors(stack.astype(dtype), np.ones((1, 2), np.float32), scales, out, 1)
 
 
 def test_number_of_threads_is_an_integer() -> None:
     stack, out = stack_and_out()
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        _native.compose_factors(stack, np.ones((1, 2), np.float32), out, 1.0)
+        _native.compose_factors(stack, np.ones((1, 2), np.float32), None, out, 1.0)
 
 
 def test_works_in_a_forked_child() -> None:
@@ -173,7 +190,7 @@ from lorahub_edge import _native
 stack = np.ones((8_000, 20, 125), np.float32)
 def compose():
     out = np.zeros((1, 1_000_000), np.float32)
-    _native.compose_factors(stack, np.ones((1, 20), np.float32), out, 4)
+    _native.compose_factors(stack, np.ones((1, 20), np.float32), None, out, 4)
     return bool((out == 20).all())
 assert compose()
 child = os.fork()

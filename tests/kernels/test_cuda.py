@@ -17,7 +17,7 @@ from lorahub_edge.kernels import ops, routes
 from tests.kernels import test_compose_factors as compose
 from tests.kernels import test_int8_epilogue as epilogue
 from tests.kernels.cuda_helpers import needs_gpu, on_gpu
-from tests.kernels.helpers import assert_same_bytes
+from tests.kernels.helpers import Stack, assert_same_bytes
 from tests.kernels.test_inject_delta import STOCHASTIC, layer_of
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_without_the_extension_ops_say_how_to_get_it(monkeypatch: pytest.MonkeyP
 def test_extension_refuses_cpu_memory(extension: Any) -> None:
     stack, coefficients, out = torch.ones(1, 2, 4), torch.ones(1, 2), torch.empty(1, 4)
     with pytest.raises(ValueError, match="stack: expected an array in CUDA memory, received DLPack device type 1"):
-        extension.compose_factors(stack, coefficients, out, 0)
+        extension.compose_factors(stack, coefficients, None, out, 0)
 
 
 class Tensor(ctypes.Structure):
@@ -131,14 +131,14 @@ class Pretended:
 def test_cuda_errors_are_raised(extension: Any) -> None:
     message = r"compose_factors: expected CUDA to run it, received error \d+ \(.*\); `lorahub-edge doctor` says"
     with pytest.raises(RuntimeError, match=message):
-        extension.compose_factors(Pretended(1, 2, 4), Pretended(1, 2), Pretended(1, 4), 0)
+        extension.compose_factors(Pretended(1, 2, 4), Pretended(1, 2), None, Pretended(1, 4), 0)
 
 
 @needs_no_gpu
 def test_nothing_is_launched_for_empty_arrays(extension: Any) -> None:
     for n_blocks, n_candidates, block in ((0, 1, 4), (1, 0, 4), (1, 1, 0)):
         out = Pretended(n_candidates, n_blocks * block)
-        extension.compose_factors(Pretended(n_blocks, 2, block), Pretended(n_candidates, 2), out, 0)
+        extension.compose_factors(Pretended(n_blocks, 2, block), Pretended(n_candidates, 2), None, out, 0)
 
 
 # -- On a GPU ---------------------------------------------------------------------------------------------------------
@@ -148,11 +148,16 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def compose_case() -> Tensors:
-    return (compose.stack_of(20, 128, torch.bfloat16, n_blocks=999),)
+    return (compose.stack_of(20, 128, torch.bfloat16, n_blocks=999).values,)
 
 
-def compose_call(stack: torch.Tensor) -> Tensors:
-    return (ops.compose_factors(stack, compose.coefficients_of(13, 20)),)
+def compose_int8_case() -> Tensors:
+    stack = compose.stack_of(20, 128, torch.int8, n_blocks=999)
+    return stack.values, stack.scales
+
+
+def compose_call(*stack: torch.Tensor) -> Tensors:
+    return (Stack(*stack).compose(compose.coefficients_of(13, 20)),)
 
 
 def inject_case() -> Tensors:
@@ -185,6 +190,7 @@ def epilogue_call(*layer: torch.Tensor) -> Tensors:
 
 OPS: dict[str, tuple[Callable[[], Tensors], Callable[..., Tensors]]] = {
     "compose_factors": (compose_case, compose_call),
+    "compose_factors, int8": (compose_int8_case, compose_call),
     "inject_delta": (inject_case, inject_call),
     "quantize_rows": (quantize_case, ops.quantize_activations),
     "dequantize_rows": (dequantize_case, lambda *rows: (ops.dequantize_rows(*rows),)),

@@ -10,8 +10,8 @@ from lorahub_edge.kernels import ops, reference
 from tests import tolerances
 from tests.kernels import test_compose_factors as compose
 from tests.kernels.cuda_helpers import DEVICE, FLOATS, moved, needs_gpu, on_gpu, shifted
-from tests.kernels.helpers import SIZES, assert_same_bytes
-from tests.kernels.test_inject_delta import SCALING, Layer, assert_injected, layer_of
+from tests.kernels.helpers import SIZES, Stack, assert_same_bytes, stack_from
+from tests.kernels.test_inject_delta import SCALING, STACK_DTYPES, Layer, assert_injected, inject_stacks, layer_of
 
 pytestmark = needs_gpu
 
@@ -113,20 +113,27 @@ def test_writes_nothing_beside_its_output() -> None:
     assert bool((memory[[0, 1, 2, 36, 37, 38]] == 99).all())
 
 
+def part_of(stack: Stack, blocks: slice) -> Stack:
+    return Stack(stack.values[blocks], None if stack.scales is None else stack.scales[blocks])
+
+
+def copied(stack: Stack) -> Stack:
+    return Stack(stack.values.clone(), None if stack.scales is None else stack.scales.clone())
+
+
 @pytest.mark.parametrize("side_by_side", [True, False])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", STACK_DTYPES)
 def test_from_stack_equals_compose_then_inject(dtype: torch.dtype, side_by_side: bool) -> None:
     """A and B that lie side by side in the stack are composed in one launch, others in two."""
     layer, rank, block = on_gpu(layer_of(33, 257, 5)), 5, 128
     n_A, n_B = -(-rank * 257 // block), -(-rank * 33 // block)
-    stack = on_gpu(compose.stack_of(20, block, dtype, n_blocks=n_A + n_B)) * 1e-3
-    A_stack, B_stack = (part if side_by_side else part.clone() for part in (stack[:n_A], stack[n_A:]))
+    stack = on_gpu(stack_from(1e-3 * compose.values_of(20, block, n_blocks=n_A + n_B), dtype))
+    parts = [part_of(stack, blocks) for blocks in (slice(n_A), slice(n_A, None))]
+    A_stack, B_stack = parts if side_by_side else map(copied, parts)
     coefficients = compose.coefficients_of(1, 20)[0]
-    factors = ops.compose_factors(stack, coefficients[None])[0]
+    factors = stack.compose(coefficients[None])[0]
     A, B = factors[: rank * 257].view(rank, 257), factors[n_A * block :][: rank * 33].view(33, rank)
-    fused = ops.inject_delta_from_stack(
-        layer.codes, layer.row_scale, A_stack, B_stack, coefficients, rank=rank, scaling=2.0
-    )
+    fused = inject_stacks(layer, A_stack, B_stack, coefficients, rank=rank, scaling=2.0)
     assert_same_result(fused, ops.inject_delta(layer.codes, layer.row_scale, A, B, scaling=2.0))
 
 

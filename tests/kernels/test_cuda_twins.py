@@ -11,7 +11,7 @@ from lorahub_edge.kernels import ops, reference, routes
 from tests.kernels import test_compose_factors as compose
 from tests.kernels import test_int8_epilogue as epilogue
 from tests.kernels.cuda_helpers import DEVICE, FLOATS, moved, needs_gpu, on_gpu, shifted
-from tests.kernels.helpers import SIZES, assert_same_bytes, hard_matrix
+from tests.kernels.helpers import SIZES, Stack, assert_same_bytes, hard_matrix
 
 pytestmark = needs_gpu
 
@@ -20,50 +20,51 @@ LAYOUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (lambda tensor: te
 # -- compose_factors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", compose.DTYPES)
 @pytest.mark.parametrize("block", SIZES)
 @pytest.mark.parametrize("n_modules", SIZES)
 @pytest.mark.parametrize("n_blocks", [0, 3])
 def test_compose_sizes(n_blocks: int, n_modules: int, block: int, dtype: torch.dtype) -> None:
     stack = compose.stack_of(n_modules, block, dtype, n_blocks=n_blocks)
     coefficients = compose.coefficients_of(5, n_modules)
-    compose.assert_composed(ops.compose_factors(on_gpu(stack), coefficients).cpu(), stack, coefficients)
+    compose.assert_composed(on_gpu(stack).compose(coefficients).cpu(), stack, coefficients)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", compose.DTYPES)
 @pytest.mark.parametrize("block", [127, 128])
 @pytest.mark.parametrize("n_candidates", [*range(18), 31, 32, 33, 65])
 def test_compose_any_number_of_candidates(n_candidates: int, block: int, dtype: torch.dtype) -> None:
     """A candidate's sums do not depend on which others are there."""
     stack, coefficients = compose.stack_of(20, block, dtype, n_blocks=7), compose.coefficients_of(n_candidates, 20)
-    together = ops.compose_factors(on_gpu(stack), coefficients).cpu()
+    together = on_gpu(stack).compose(coefficients).cpu()
     compose.assert_composed(together, stack, coefficients)
     for c in range(n_candidates):
-        alone = ops.compose_factors(on_gpu(stack), coefficients[c : c + 1]).cpu()
+        alone = on_gpu(stack).compose(coefficients[c : c + 1]).cpu()
         assert_same_bytes(alone, together[c : c + 1])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", compose.DTYPES)
 @pytest.mark.parametrize("n_modules", [256, 257, 700])
 def test_compose_more_modules_than_one_launch_takes(n_modules: int, dtype: torch.dtype) -> None:
     stack, coefficients = compose.stack_of(n_modules, 64, dtype), compose.coefficients_of(17, n_modules)
-    compose.assert_composed(ops.compose_factors(on_gpu(stack), coefficients).cpu(), stack, coefficients)
+    compose.assert_composed(on_gpu(stack).compose(coefficients).cpu(), stack, coefficients)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", compose.DTYPES)
 def test_compose_misaligned_equals_aligned(dtype: torch.dtype) -> None:
     stack, coefficients = on_gpu(compose.stack_of(20, 128, dtype, n_blocks=5)), compose.coefficients_of(13, 20)
-    aligned = ops.compose_factors(stack, coefficients)
-    assert_same_bytes(ops.compose_factors(shifted(stack), coefficients), aligned)
+    aligned = stack.compose(coefficients)
+    misaligned = Stack(shifted(stack.values), None if stack.scales is None else shifted(stack.scales))
+    assert_same_bytes(misaligned.compose(coefficients), aligned)
     out = shifted(torch.full_like(aligned, torch.nan))
-    assert ops.compose_factors(stack, coefficients, out=out) is out
+    assert stack.compose(coefficients, out=out) is out
     assert_same_bytes(out, aligned)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", compose.DTYPES)
 def test_compose_writes_zeros_for_zero_coefficients_and_nothing_beside_its_output(dtype: torch.dtype) -> None:
     memory = torch.full((15, 5 * 128), 7.0, device=DEVICE)
-    ops.compose_factors(on_gpu(compose.stack_of(20, 128, dtype, n_blocks=5)), np.zeros((13, 20)), out=memory[1:14])
+    on_gpu(compose.stack_of(20, 128, dtype, n_blocks=5)).compose(np.zeros((13, 20)), out=memory[1:14])
     assert torch.equal(memory.cpu(), torch.tensor([7.0, *[0.0] * 13, 7.0])[:, None].expand(15, 5 * 128))
 
 

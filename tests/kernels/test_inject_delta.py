@@ -10,9 +10,18 @@ from numpy.typing import NDArray
 from lorahub_edge import _native
 from lorahub_edge.kernels import ops, reference
 from tests import tolerances
-from tests.kernels.helpers import SIZES, assert_same_bytes, assert_within, hard_matrix, run_with_isa
+from tests.kernels.helpers import (
+    SIZES,
+    Stack,
+    assert_same_bytes,
+    assert_within,
+    hard_matrix,
+    run_with_isa,
+    stack_from,
+)
 
 DTYPES = (torch.int8, torch.bfloat16, torch.float32)
+STACK_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 STOCHASTIC = ops.Rounding("stochastic", seed=7)
 ROUNDINGS = (ops.Rounding(), STOCHASTIC)
 SCALING = 0.75
@@ -260,15 +269,21 @@ def test_values_beyond_the_codes_are_cut_and_counted() -> None:
 # -- From a stack -----------------------------------------------------------------------------------------------------
 
 
-def interleaved(rows: NDArray[np.float64], block: int, dtype: torch.dtype) -> torch.Tensor:
-    """(n_modules, n_values) as (n_blocks, n_modules, block), padded with zeros."""
+def interleaved(rows: NDArray[np.float64], block: int, dtype: torch.dtype) -> Stack:
+    """(n_modules, n_values) as (n_blocks, n_modules, block), padded with zeros; blocks differ in magnitude."""
     n_blocks = -(-rows.shape[1] // block)
     padded = np.zeros((len(rows), n_blocks * block))
     padded[:, : rows.shape[1]] = rows
-    return torch.from_numpy(padded.reshape(len(rows), n_blocks, block).swapaxes(0, 1).copy()).to(dtype)
+    blocks = padded.reshape(len(rows), n_blocks, block) * np.linspace(0.5, 2, n_blocks)[:, None]
+    return stack_from(torch.from_numpy(blocks.swapaxes(0, 1).copy()), dtype)
 
 
-@pytest.mark.parametrize("stack_dtype", [torch.float32, torch.bfloat16])
+def inject_stacks(layer: Layer, A: Stack, B: Stack, c: NDArray[np.float64], **options) -> ops.Injected:
+    scales = {"A_scales": A.scales, "B_scales": B.scales}
+    return ops.inject_delta_from_stack(layer.codes, layer.row_scale, A.values, B.values, c, **scales, **options)
+
+
+@pytest.mark.parametrize("stack_dtype", STACK_DTYPES)
 @pytest.mark.parametrize("block", [1, 33, 128])
 @pytest.mark.parametrize("shape", [(33, 31, 3), (257, 33, 16), (1, 257, 1), (130, 64, 0), (0, 3, 4)])
 def test_from_stack_is_compose_then_inject(shape: tuple, block: int, stack_dtype: torch.dtype) -> None:
@@ -277,26 +292,25 @@ def test_from_stack_is_compose_then_inject(shape: tuple, block: int, stack_dtype
     rng = np.random.default_rng(1)
     c = rng.uniform(-1.5, 1.5, 5)
     stacks = [interleaved(rng.standard_normal((5, n * rank)), block, stack_dtype) for n in (in_features, out_features)]
-    A, B = (ops.compose_factors(stack, c[None])[0] for stack in stacks)
+    A, B = (stack.compose(c[None])[0] for stack in stacks)
     A = A[: rank * in_features].view(rank, in_features).contiguous()
     B = B[: rank * out_features].view(out_features, rank).contiguous()
     expected = ops.inject_delta(layer.codes, layer.row_scale, A, B, scaling=SCALING)
     for n_threads in (1, 3):
-        actual = ops.inject_delta_from_stack(
-            layer.codes, layer.row_scale, *stacks, c, rank=rank, scaling=SCALING, n_threads=n_threads
-        )
+        actual = inject_stacks(layer, *stacks, c, rank=rank, scaling=SCALING, n_threads=n_threads)
         assert_same_bytes(actual.values, expected.values)
         assert_same_bytes(actual.row_scale, expected.row_scale)
         assert_same_bytes(actual.report.survived, expected.report.survived)
 
 
-def test_from_stack_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stack_dtype", STACK_DTYPES)
+def test_from_stack_on_the_reference(monkeypatch: pytest.MonkeyPatch, stack_dtype: torch.dtype) -> None:
     layer = layer_of(33, 31, 3)
     rng = np.random.default_rng(1)
-    stacks = [interleaved(rng.standard_normal((5, n * 3)), 32, torch.bfloat16) for n in (31, 33)]
-    native = ops.inject_delta_from_stack(layer.codes, layer.row_scale, *stacks, np.ones(5), rank=3, dtype=torch.float32)
+    stacks = [interleaved(rng.standard_normal((5, n * 3)), 32, stack_dtype) for n in (31, 33)]
+    native = inject_stacks(layer, *stacks, np.ones(5), rank=3, dtype=torch.float32)
     monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
-    twin = ops.inject_delta_from_stack(layer.codes, layer.row_scale, *stacks, np.ones(5), rank=3, dtype=torch.float32)
+    twin = inject_stacks(layer, *stacks, np.ones(5), rank=3, dtype=torch.float32)
     # 5 terms per factor, 3 per delta, with cross terms: far under what a wrong module or block would change
     torch.testing.assert_close(twin.values, native.values, rtol=1e-4, atol=1e-4)
 
@@ -374,6 +388,33 @@ def test_refuses_stacks() -> None:
             ops.inject_delta_from_stack(layer.codes, layer.row_scale, A, B, [1.0, 2.0, 3.0], rank=2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "A_scales", "B_scales", "message"),
+    [
+        (torch.int8, None, torch.ones(2, 3), "expected A_scales with an int8 stack, received None; quantize_rows"),
+        (torch.int8, torch.ones(2, 3), None, "expected B_scales with an int8 stack, received None; quantize_rows"),
+        (torch.int8, torch.ones(2, 3), torch.ones(1, 3), r"expected B_scales of shape \(2, 3\), received \(1, 3\)"),
+        (torch.float32, torch.ones(2, 3), None, "expected A_scales with an int8 stack only, received some with a fl"),
+        (torch.bfloat16, None, torch.ones(2, 3), "expected B_scales with an int8 stack only, received some with a bf"),
+    ],
+)
+def test_refuses_scales_of_stacks(
+    dtype: torch.dtype, A_scales: torch.Tensor | None, B_scales: torch.Tensor | None, message: str
+) -> None:
+    layer, values = layer_of(4, 8, 2), torch.zeros(2, 3, 8, dtype=dtype)
+    with pytest.raises(ValueError, match=f"inject_delta: {message}"):
+        inject_stacks(layer, Stack(values, A_scales), Stack(values, B_scales), np.ones(3), rank=2)
+
+
+@pytest.mark.parametrize("named", ["A_scales", "B_scales"])
+def test_refuses_to_write_over_scales(named: str) -> None:
+    layer, values = layer_of(4, 8, 2), torch.zeros(2, 3, 8, dtype=torch.int8)
+    scales = {name: torch.ones(2, 3) for name in ("A_scales", "B_scales")}
+    out = scales[named].view(torch.int8).new_empty(0).set_(scales[named].untyped_storage(), 0, (4, 8))
+    with pytest.raises(ValueError, match=f"inject_delta: expected out and {named} in separate memory"):
+        ops.inject_delta_from_stack(layer.codes, layer.row_scale, values, values, np.ones(3), rank=2, out=out, **scales)
+
+
 @pytest.mark.parametrize(("n_blocks_A", "n_blocks_B", "named"), [(1, 2, "A_stack"), (5, 1, "B_stack")])
 def test_the_extension_itself_reads_no_block_that_is_not_there(n_blocks_A: int, n_blocks_B: int, named: str) -> None:
     """`ops` checks this before; the native guard is what stands between another caller and foreign memory."""
@@ -382,5 +423,18 @@ def test_the_extension_itself_reads_no_block_that_is_not_there(n_blocks_A: int, 
     outputs = torch.empty(4, 16, dtype=torch.int8), torch.empty(4), torch.empty(4, 4)
     with pytest.raises(ValueError, match=f"inject_delta: {named}: too few blocks"):
         _native.inject_delta_from_stack(
-            layer.codes, layer.row_scale, A, B, torch.ones(3), torch.empty(0), *outputs, 5, 1.0, "nearest", 0, 1
+            layer.codes,
+            layer.row_scale,
+            A,
+            B,
+            torch.ones(3),
+            None,
+            None,
+            torch.empty(0),
+            *outputs,
+            5,
+            1.0,
+            "nearest",
+            0,
+            1,
         )

@@ -32,14 +32,15 @@ def test_other_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops.route("cuda") == "torch-cuda"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     stack, out = torch.arange(6.0).reshape(1, 2, 3).to(dtype), torch.full((1, 3), torch.nan)
     monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
     monkeypatch.setattr(routes, "import_extension", lambda _: pytest.fail("the extension was asked for"))
     assert ops.route("cpu") == "reference"
     assert ops.isa() == "numpy"
-    assert ops.compose_factors(stack, [[2.0, 10.0]], out=out) is out
+    scales = torch.ones(1, 2) if dtype == torch.int8 else None
+    assert ops.compose_factors(stack, [[2.0, 10.0]], scales=scales, out=out) is out
     np.testing.assert_array_equal(out, [[30, 42, 54]])
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import lorahub_edge
-from lorahub_edge.adaptation.population import SidePath
+from lorahub_edge.adaptation import SidePath
 from lorahub_edge.base import Int8Linear, Int8Weight
 from lorahub_edge.errors import IncompatibleModules, InvalidInput, OutputExists
 from lorahub_edge.kernels import ops
@@ -45,7 +45,7 @@ def side_path_logits(run, precision):
     base = lorahub_edge.load_base(manifest["base"]["spec"], precision=precision, device="cpu")
     stack = ModuleStack.build([read_module(run / "adapter")], base)
     side_path = SidePath(base, stack)
-    with side_path.installed(), side_path.active(stack.compose(torch.ones(1, 1))):
+    with side_path.installed(), side_path.active(torch.ones(1, 1)):
         return logits(base.model, base.family.is_seq2seq)
 
 

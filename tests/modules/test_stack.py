@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lorahub_edge.base import load_base
 from lorahub_edge.errors import IncompatibleModules, InvalidInput
 from lorahub_edge.modules import ModuleStack, load_modules, random_modules, read_module
-from lorahub_edge.modules.stack import BLOCK, rows_of
+from lorahub_edge.modules.layout import BLOCK
 from tests import tiny
 
 
@@ -115,23 +115,23 @@ def test_random_modules_have_the_size_of_the_real_ones_and_nothing_else_of_them(
     stack = ModuleStack.build(unlike_modules, base)
     null = random_modules(stack, seed=3)
     for target in stack.targets:
-        real, noise = target.A(rows_of(stack.values)), target.A(rows_of(null.values))
+        real, noise = target.A(stack.rows(slice(None))), target.A(null.rows(slice(None)))
         # rms of a few hundred Gaussian numbers scatters by about 1/sqrt(2 n)
         expected, received = (values.square().mean((1, 2)).sqrt() for values in (real, noise))
         torch.testing.assert_close(received, expected, rtol=6 / (2 * real[0].numel()) ** 0.5, atol=0)
     assert torch.equal(null.values, random_modules(stack, seed=3).values)
     assert not torch.equal(null.values, random_modules(stack, seed=4).values)
-    assert abs(torch.corrcoef(torch.stack([rows_of(stack.values)[0], rows_of(null.values)[0]]))[0, 1]) < 0.1
+    assert abs(torch.corrcoef(torch.stack([stack.rows(slice(None))[0], null.rows(slice(None))[0]]))[0, 1]) < 0.1
 
 
 def test_every_factor_starts_at_a_block_and_padding_is_zero(base, unlike_modules):
     stack = ModuleStack.build(unlike_modules, base)
-    rows, is_used = rows_of(stack.values), torch.zeros(rows_of(stack.values).shape[1], dtype=torch.bool)
+    rows, is_used = stack.rows(slice(None)), torch.zeros(stack.rows(slice(None)).shape[1], dtype=torch.bool)
     for target in stack.targets:
         assert target.a_offset % BLOCK == target.b_offset % BLOCK == 0
         for blocks, factor in ((target.a_blocks, target.A(rows)), (target.b_blocks, target.B(rows))):
             n_values = factor[0].numel()
-            assert torch.equal(rows_of(stack.values[blocks])[:, :n_values], factor.flatten(1))
+            assert torch.equal(stack.rows(blocks)[:, :n_values], factor.flatten(1))
             assert not is_used[blocks.start * BLOCK : blocks.stop * BLOCK].any()
             is_used[blocks.start * BLOCK : blocks.start * BLOCK + n_values] = True
     assert not is_used.all()

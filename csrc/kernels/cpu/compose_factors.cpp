@@ -20,7 +20,7 @@ constexpr index_t kStreamBytes = index_t{4} << 20;
 constexpr std::uintptr_t kStreamAlignment = 64;
 
 std::vector<float> transposed(const ComposeFactorsArgs& args) {
-  std::vector<float> by_module(static_cast<std::size_t>(args.n_modules * args.n_candidates));
+  std::vector<float> by_module(static_cast<std::size_t>(args.n_modules * args.n_candidates + kMostLanes));
   for (index_t c = 0; c < args.n_candidates; ++c) {
     for (index_t k = 0; k < args.n_modules; ++k) {
       by_module[static_cast<std::size_t>(k * args.n_candidates + c)] = args.coefficients[c * args.n_modules + k];
@@ -44,10 +44,11 @@ void compose_factors(const ComposeFactorsArgs& args, Where where) {
   const ComposeRange range{args, by_module.data(), may_stream(args)};
   const index_t work_per_block = std::max<index_t>(1, args.block * args.n_candidates * args.n_modules);
   const index_t min_blocks = (kMinWorkPerThread + work_per_block - 1) / work_per_block;
-  dispatch_dtype<float, bfloat16>("compose_factors", "stack", args.stack_dtype, [&](auto tag) {
+  dispatch_dtype<float, bfloat16, std::int8_t>("compose_factors", "stack", args.stack_dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(args.n_blocks, where.n_threads, min_blocks, [&](index_t first, index_t last) {
-      on_active_isa([&](auto isa) { decltype(isa)::template compose_blocks<T>(range, first, last); });
+      std::vector<float> scaled(sizeof(T) == 1 ? by_module.size() : 0);
+      on_active_isa([&](auto isa) { decltype(isa)::template compose_blocks<T>(range, first, last, scaled.data()); });
     });
   });
 }

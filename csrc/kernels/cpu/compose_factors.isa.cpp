@@ -2,7 +2,8 @@
 //
 // Blocks of the stack are read in memory order, each once: for as many candidates as registers hold sums for, all
 // modules are added up over a few vectors of columns, and the sums are written once. More candidates than that pass
-// over the block again, which is in the cache by then.
+// over the block again, which is in the cache by then. A block of codes differs from one of floats only in that the
+// coefficients are multiplied by its scales before.
 #include "isa_kernels.h"
 #include "simd.h"
 
@@ -99,21 +100,39 @@ inline void compose_block_for(index_t n_candidates, const T* values, index_t blo
   if constexpr (C > 1) compose_block_for<C - 1>(n_candidates, values, block, n_modules, group);
 }
 
+// The coefficients of all modules and candidates times the scales of one block. In whole vectors: what a module's last
+// one writes behind its candidates, the next module's first writes over.
+inline void scale_coefficients(const ComposeRange& range, index_t block, float* scaled) {
+  static_assert(kLanes <= kMostLanes);
+  const index_t n_candidates = range.args.n_candidates;
+  const float* coefficients = range.coefficients_by_module;
+  const float* scales = range.args.scales + block * range.args.n_modules;
+  for (index_t k = 0; k < range.args.n_modules; ++k) {
+    const Vector scale = broadcast(scales[k]);
+    for (index_t c = 0; c < n_candidates; c += kLanes) store(scaled + c, load(coefficients + c) * scale);
+    coefficients += n_candidates;
+    scaled += n_candidates;
+  }
+}
+
 }  // namespace
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block) {
+void IsaKernels<kIsa>::compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block,
+                                      float* scaled) {
   const ComposeFactorsArgs& args = range.args;
+  const float* coefficients = sizeof(T) == 1 ? scaled : range.coefficients_by_module;
   const index_t n_values = args.n_blocks * args.block;
   const index_t n_groups = (args.n_candidates + kMostCandidates - 1) / kMostCandidates;
   for (index_t b = first_block; b < last_block; ++b) {
     const T* values = static_cast<const T*>(args.stack) + b * args.n_modules * args.block;
+    if constexpr (sizeof(T) == 1) scale_coefficients(range, b, scaled);
     index_t done = 0;
     for (index_t left = n_groups; left > 0; --left) {
       const index_t size = (args.n_candidates - done + left - 1) / left;
-      const Group group{range.coefficients_by_module + done, args.n_candidates,
-                        args.out + done * n_values + b * args.block, n_values, range.stream};
+      const Group group{coefficients + done, args.n_candidates, args.out + done * n_values + b * args.block, n_values,
+                        range.stream};
       compose_block_for<kMostCandidates>(size, values, args.block, args.n_modules, group);
       done += size;
     }
@@ -121,7 +140,8 @@ void IsaKernels<kIsa>::compose_blocks(const ComposeRange& range, index_t first_b
   if (range.stream) finish_streams();
 }
 
-template void IsaKernels<kIsa>::compose_blocks<float>(const ComposeRange&, index_t, index_t);
-template void IsaKernels<kIsa>::compose_blocks<bfloat16>(const ComposeRange&, index_t, index_t);
+template void IsaKernels<kIsa>::compose_blocks<float>(const ComposeRange&, index_t, index_t, float*);
+template void IsaKernels<kIsa>::compose_blocks<bfloat16>(const ComposeRange&, index_t, index_t, float*);
+template void IsaKernels<kIsa>::compose_blocks<std::int8_t>(const ComposeRange&, index_t, index_t, float*);
 
 }  // namespace lorahub_edge::cpu

@@ -37,14 +37,16 @@ void inject_rows(const InjectDeltaArgs& args, index_t first_row, index_t last_ro
   });
 }
 
-// Composes blocks [first, first + n_blocks) of a stack for one candidate.
-std::vector<float> compose(const StackedFactors& factors, const void* stack, index_t first, index_t n_blocks,
-                           Where where) {
-  const index_t element_bytes = factors.dtype == DType::float32 ? 4 : 2;
-  const char* start = static_cast<const char*>(stack) + first * factors.n_modules * factors.block * element_bytes;
+// Composes blocks [first, first + n_blocks) of a stack, A's or B's, for one candidate.
+std::vector<float> compose(const StackedFactors& factors, const void* stack, const float* scales, index_t first,
+                           index_t n_blocks, Where where) {
+  const index_t first_row = first * factors.n_modules;
+  const char* start = static_cast<const char*>(stack) + first_row * factors.block * bytes_of(factors.dtype);
+  const float* first_scale = scales == nullptr ? nullptr : scales + first_row;
   std::vector<float> out(static_cast<std::size_t>(n_blocks * factors.block));
-  compose_factors(
-      {start, factors.coefficients, out.data(), factors.dtype, 1, factors.n_modules, n_blocks, factors.block}, where);
+  compose_factors({start, first_scale, factors.coefficients, out.data(), factors.dtype, 1, factors.n_modules, n_blocks,
+                   factors.block},
+                  where);
   return out;
 }
 
@@ -53,7 +55,8 @@ void inject_stack_tile(const InjectDeltaArgs& args, const StackedFactors& factor
                        float* rows) {
   const index_t first_block = first_row * args.rank / factors.block;
   const index_t last_block = (last_row * args.rank + factors.block - 1) / factors.block;
-  const std::vector<float> B = compose(factors, factors.B, first_block, last_block - first_block, Where{1});
+  const std::vector<float> B =
+      compose(factors, factors.B, factors.B_scales, first_block, last_block - first_block, Where{1});
   InjectDeltaArgs tile = args;
   tile.B = B.data();
   tile.B_skipped = first_block * factors.block;
@@ -68,7 +71,7 @@ void inject_delta(const InjectDeltaArgs& args, Where where) {
 
 void inject_delta_from_stack(const InjectDeltaArgs& args, const StackedFactors& factors, Where where) {
   // Every row needs all of A, so that is composed once for the layer; B is composed as its rows come.
-  const std::vector<float> A = compose(factors, factors.A, 0, factors.n_blocks_A, where);
+  const std::vector<float> A = compose(factors, factors.A, factors.A_scales, 0, factors.n_blocks_A, where);
   InjectDeltaArgs with_A = args;
   with_A.A = A.data();
   for_row_ranges(args, where, [&](index_t first, index_t last, float* rows) {

@@ -10,9 +10,12 @@
 
 namespace lorahub_edge::cpu {
 
+// Lanes of the widest vector of floats.
+constexpr index_t kMostLanes = 16;
+
 struct ComposeRange {
   ComposeFactorsArgs args;
-  const float* coefficients_by_module;  // [n_modules, n_candidates]
+  const float* coefficients_by_module;  // [n_modules, n_candidates], and kMostLanes more
   bool stream;                          // write past the caches
 };
 
@@ -26,8 +29,9 @@ constexpr index_t kEpilogueColumns = 64;
 // T is the type of the op's float argument: of the stack, of the values, of the output.
 template <Isa isa>
 struct IsaKernels {
+  // scaled: of an int8 stack, float of the size of coefficients_by_module, of this thread.
   template <typename T>
-  static void compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block);
+  static void compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block, float* scaled);
 
   // rows: float [kInjectRows, in_features] of this thread.
   template <typename T>

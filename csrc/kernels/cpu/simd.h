@@ -76,6 +76,11 @@ inline Vector load(const std::int8_t* from) {
   return reinterpret_cast<Vector>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from))));
 #elif defined(__AVX2__)
   return reinterpret_cast<Vector>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from))));
+#elif defined(__SSE2__)
+  std::int32_t codes;
+  std::memcpy(&codes, from, sizeof(codes));
+  const __m128i twice = _mm_unpacklo_epi8(_mm_cvtsi32_si128(codes), _mm_cvtsi32_si128(codes));
+  return reinterpret_cast<Vector>(_mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(twice, twice), 24)));
 #else
   Vector vector;
   for (int lane = 0; lane < kLanes; ++lane) vector[lane] = from[lane];

@@ -55,15 +55,28 @@ __device__ void stage(const Part& part, int n_groups, Coefficients<C>* to) {
   }
 }
 
+// The coefficients of one module as its values are multiplied by them: for codes, times the scale of their block. Each
+// thread makes this product for itself, once for the W columns that it has: one operation beside W multiply-adds, in a
+// kernel that waits for memory.
+template <typename T, int C>
+__device__ inline Coefficients<C> scaled(Coefficients<C> coefficients, const float* scale) {
+  if constexpr (sizeof(T) == 1) {
+    const float factor = __ldg(scale);
+#pragma unroll
+    for (int c = 0; c < C; ++c) coefficients.of[c] = __fmul_rn(coefficients.of[c], factor);
+  }
+  return coefficients;
+}
+
 // Adds all modules of the part, in order: sums[c][w] += coefficient * value.
 template <int W, int C, typename T>
-__device__ inline void add_modules(const T* values, index_t stride, int n_modules, const Coefficients<C>* coefficients,
-                                   float (&sums)[C][W]) {
+__device__ inline void add_modules(const T* values, const float* scales, index_t stride, int n_modules,
+                                   const Coefficients<C>* coefficients, float (&sums)[C][W]) {
 #pragma unroll 4
   for (int k = 0; k < n_modules; ++k) {
     float columns[W];
     load(values + k * stride, columns);
-    const Coefficients<C> coefficient = coefficients[k];
+    const Coefficients<C> coefficient = scaled<T>(coefficients[k], scales + k);
 #pragma unroll
     for (int c = 0; c < C; ++c) {
 #pragma unroll
@@ -72,10 +85,11 @@ __device__ inline void add_modules(const T* values, index_t stride, int n_module
   }
 }
 
-// The candidates of one group for W columns, whose values of the part's first module are at `values`.
+// The candidates of one group for W columns, whose values of the part's first module are at `values`, and their scale,
+// where they are codes, at `scales`.
 template <int W, int C, typename T>
-__device__ inline void compose_group(const Part& part, const T* values, const Coefficients<C>* coefficients,
-                                     int n_candidates, float* out) {
+__device__ inline void compose_group(const Part& part, const T* values, const float* scales,
+                                     const Coefficients<C>* coefficients, int n_candidates, float* out) {
   const index_t n_values = part.args.n_blocks * part.args.block;
   float sums[C][W] = {};
   if (part.first_module > 0) {
@@ -84,7 +98,7 @@ __device__ inline void compose_group(const Part& part, const T* values, const Co
       if (c < n_candidates) load_own(out + c * n_values, sums[c]);
     }
   }
-  add_modules<W, C>(values, part.args.block, static_cast<int>(part.n_modules), coefficients, sums);
+  add_modules<W, C>(values, scales, part.args.block, static_cast<int>(part.n_modules), coefficients, sums);
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     if (c < n_candidates) store_streaming(out + c * n_values, sums[c]);
@@ -106,12 +120,13 @@ __global__ void __launch_bounds__(kThreads) compose_kernel(Part part) {
   for (index_t chunk = static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x; chunk < n_chunks; chunk += step) {
     const index_t block = chunk / chunks_per_block;
     const index_t column = (chunk - block * chunks_per_block) * W;
-    const T* values = static_cast<const T*>(args.stack) + (block * args.n_modules + part.first_module) * args.block;
+    const index_t row = block * args.n_modules + part.first_module;
+    const T* values = static_cast<const T*>(args.stack) + row * args.block;
     for (int group = 0; group < n_groups; ++group) {
       const int first = group * C;
       float* out = args.out + (part.first_candidate + first) * args.n_blocks * args.block + block * args.block;
-      compose_group<W, C>(part, values + column, coefficients + group * part.n_modules, n_candidates - first,
-                          out + column);
+      compose_group<W, C>(part, values + column, args.scales + row, coefficients + group * part.n_modules,
+                          n_candidates - first, out + column);
     }
   }
 }
@@ -150,7 +165,7 @@ void launch_for_layout(const Part& part, Where where) {
 void compose_factors(const ComposeFactorsArgs& args, Where where) {
   if (args.n_candidates == 0 || args.n_blocks == 0 || args.block == 0) return;
   const DeviceGuard guard(where.device, kOp);
-  dispatch_dtype<float, bfloat16>(kOp, "stack", args.stack_dtype, [&](auto tag) {
+  dispatch_dtype<float, bfloat16, std::int8_t>(kOp, "stack", args.stack_dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (index_t c = 0; c < args.n_candidates; c += kMostCandidates) {
       index_t k = 0;

@@ -259,6 +259,13 @@ void inject_rows(const InjectDeltaArgs& args, Where where) {
   wide ? launch_rows<T, kColumns>(args, where) : launch_rows<T, 1>(args, where);
 }
 
+// Whether B, and where there are any its scales, lie right behind those of A.
+bool is_one_stack(const StackedFactors& factors) {
+  const index_t n_rows = factors.n_blocks_A * factors.n_modules;
+  const char* end_of_A = static_cast<const char*>(factors.A) + n_rows * factors.block * bytes_of(factors.dtype);
+  return end_of_A == factors.B && (factors.A_scales == nullptr || factors.A_scales + n_rows == factors.B_scales);
+}
+
 }  // namespace
 
 void inject_delta(const InjectDeltaArgs& args, Where where) {
@@ -275,18 +282,14 @@ void inject_delta(const InjectDeltaArgs& args, Where where) {
 void inject_delta_from_stack(const InjectDeltaArgs& args, const StackedFactors& factors, Where where) {
   float* A = factors.workspace;
   float* B = A + factors.n_blocks_A * factors.block;
-  const auto compose = [&](const void* stack, index_t n_blocks, float* out) {
-    compose_factors({stack, factors.coefficients, out, factors.dtype, 1, factors.n_modules, n_blocks, factors.block},
-                    where);
+  const auto compose = [&](const void* stack, const float* scales, index_t n_blocks, float* out) {
+    compose_factors(
+        {stack, scales, factors.coefficients, out, factors.dtype, 1, factors.n_modules, n_blocks, factors.block},
+        where);
   };
-  const index_t value_bytes = factors.dtype == DType::float32 ? 4 : 2;
-  const index_t A_bytes = factors.n_blocks_A * factors.n_modules * factors.block * value_bytes;
-  if (static_cast<const char*>(factors.A) + A_bytes == factors.B) {  // as in a module stack: one launch for both
-    compose(factors.A, factors.n_blocks_A + factors.n_blocks_B, A);
-  } else {
-    compose(factors.A, factors.n_blocks_A, A);
-    compose(factors.B, factors.n_blocks_B, B);
-  }
+  const bool together = is_one_stack(factors);  // as in a module stack: one launch for both
+  compose(factors.A, factors.A_scales, factors.n_blocks_A + (together ? factors.n_blocks_B : 0), A);
+  if (!together) compose(factors.B, factors.B_scales, factors.n_blocks_B, B);
   InjectDeltaArgs composed = args;
   composed.A = A;
   composed.B = B;

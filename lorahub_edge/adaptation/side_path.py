@@ -1,0 +1,88 @@
+"""Route "side": the frozen base computes once per layer for many candidates, and each adds its own low-rank side path
+y += scaling * (x @ A.T) @ B.T at every target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lorahub_edge.base import Base
+from lorahub_edge.base.int8 import Int8Linear, SideFactors
+from lorahub_edge.kernels import memory
+from lorahub_edge.modules import ModuleStack
+
+
+class SidePath:
+    """Adds the composed deltas to the outputs of the targets, for as long as `active` holds factors.
+
+    Int8 layers add them as they scale their product; float layers get a hook, set once. Between evaluations only the
+    factors change. The base's tensors are never touched.
+    """
+
+    def __init__(self, base: Base, stack: ModuleStack) -> None:
+        self._stack = stack
+        self._targets = stack.targets
+        self._layers = [base.model.get_submodule(target.name) for target in stack.targets]
+        self._factors: dict[int, SideFactors] = {}
+        self._dtype = _compute_dtype(base)
+        self._room: torch.Tensor | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[SidePath]:
+        """Keep the hooks on the float layers inside a with block."""
+        handles = [
+            layer.register_forward_hook(self._hook(i))
+            for i, layer in enumerate(self._layers)
+            if not isinstance(layer, Int8Linear)
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def active(self, coefficients: torch.Tensor) -> Iterator[None]:
+        """Compute as these candidates (n_candidates, n_modules): each owns as many rows of every input, in order."""
+        composed = self._composed(coefficients)
+        for i, (target, layer) in enumerate(zip(self._targets, self._layers, strict=True)):
+            A_t = target.A(composed).to(self._dtype).transpose(1, 2)
+            self._factors[i] = SideFactors(A_t, target.B(composed).contiguous(), target.scaling)
+            if isinstance(layer, Int8Linear):
+                layer.side = self._factors[i]
+        try:
+            yield
+        finally:
+            self._factors.clear()
+            for layer in self._layers:
+                if isinstance(layer, Int8Linear):
+                    layer.side = None
+                    layer.inputs.forget()
+
+    def _hook(self, index: int) -> Any:
+        def add_delta(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            side = self._factors.get(index)
+            if side is None:
+                return None
+            y = output.view(len(side.B), -1, output.shape[-1])
+            return torch.baddbmm(y, side.inner(inputs[0]), side.B.mT.to(y.dtype)).view(output.shape)
+
+        return add_delta
+
+    def _composed(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The candidates' factors, in memory that the next call uses again: fresh pages cost as much as composing."""
+        n_candidates = len(coefficients)
+        if self._room is None or len(self._room) < n_candidates:
+            shape = (n_candidates, self._stack.n_values)
+            device = self._stack.values.device
+            on_cpu = device.type == "cpu"
+            self._room = memory.zeros(shape, torch.float32) if on_cpu else torch.empty(shape, device=device)
+        return self._stack.compose(coefficients, out=self._room[:n_candidates])
+
+
+def _compute_dtype(base: Base) -> torch.dtype:
+    return next(p.dtype for p in base.model.parameters() if p.is_floating_point())

@@ -1,0 +1,153 @@
+"""The plan: known before weights are read, right about what is loaded, and kept to."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import lorahub_edge
+from lorahub_edge.adaptation import MemoryExceeded, choose_plan
+from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use, memory_errors, parse_bytes
+from lorahub_edge.base import load_base, open_base
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules import ModuleStack, find_modules
+from lorahub_edge.tasks import EncodedExample
+from tests import tiny
+
+FAST = {"budget": 3, "null_control": False}
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["t5", "t5-tied", "llama", "llama-tied", "gemma2", "gemma3"])
+def test_an_open_base_knows_the_shapes_and_bytes_of_the_loaded_one(bases, kind, precision):
+    opened = open_base(str(bases[kind]), precision=precision, device="cpu")
+    base = load_base(str(bases[kind]), precision=precision, device="cpu")
+    assert opened.linear_shapes() == base.linear_shapes()
+    # what a model computes from its config (rotary frequencies, Gemma's embedding scale) is a few floats
+    assert 0 <= base.weight_bytes() - opened.weight_bytes() < 256
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_the_planned_stack_is_the_stack(bases, module_folders, dtype):
+    plan = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], tiny.ROWS, stack_dtype=dtype)[0]
+    stack = ModuleStack.build(find_modules(module_folders["t5"]), load_base(str(bases["t5"])), dtype=dtype)
+    assert plan.stack_bytes == stack.n_bytes
+    assert plan.peak_bytes == plan.runtime_bytes + plan.base_bytes + plan.stack_bytes + plan.workspace_bytes
+
+
+def test_the_first_plan_gives_up_nothing_and_later_ones_need_less(bases, module_folders):
+    plans = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], tiny.ROWS)
+    assert (plans[0].stack_dtype, plans[0].mapping) == ("fp32", "resident")
+    assert choose_plan(plans) is plans[0]
+    assert {(p.stack_dtype, p.mapping) for p in plans} == {
+        (d, m) for d in ("fp32", "bf16", "int8") for m in ("resident", "mmap")
+    }
+    assert min(p.needed_bytes for p in plans) < plans[0].needed_bytes
+    assert {p.mapping for p in lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], tiny.ROWS, cache=False)} == {
+        "resident"
+    }
+
+
+def plan_of(**changes):
+    parts = {"runtime_bytes": 10, "base_bytes": 20, "stack_bytes": 30, "workspace_bytes": 40}
+    return MemoryPlan("cpu", **parts, stack_dtype="bf16", mapping="resident", tokens_per_call=640, **changes)
+
+
+def test_a_plan_fits_what_it_needs_and_not_a_byte_less():
+    assert plan_of().fits
+    assert plan_of(budget_bytes=100).fits
+    assert not plan_of(budget_bytes=99).fits
+    mapped = dataclasses.replace(plan_of(budget_bytes=70), mapping="mmap")
+    assert mapped.fits
+    assert mapped.peak_bytes == 100
+    frugal = dataclasses.replace(plan_of(budget_bytes=50), workspace_bytes=1)
+    assert choose_plan([plan_of(budget_bytes=50), frugal]) is frugal
+
+
+def test_adapt_takes_what_the_budget_leaves_room_for(bases, module_folders, example_file, tmp_path):
+    """Planned in one process, whose own size is most of it: between the two stacks' sizes lies the budget."""
+    arguments = (str(bases["t5"]), module_folders["t5"], example_file)
+    plans = lorahub_edge.plan(*arguments)
+    run = lorahub_edge.adapt(*arguments, **FAST, out=tmp_path / "run")
+    assert run.manifest["memory_plan"]["stack_dtype"] == plans[0].stack_dtype == "fp32"
+    run = lorahub_edge.adapt(*arguments, **FAST, stack_dtype="int8", max_memory="500GB")
+    assert run.manifest["memory_plan"]["stack_dtype"] == "int8"
+    assert run.manifest["memory_plan"]["budget_bytes"] == 500 * 10**9
+
+
+@pytest.mark.parametrize("mapping", ["resident", "mmap"])
+def test_a_mapped_stack_searches_like_a_resident_one(bases, module_folders, example_file, mapping, monkeypatch):
+    def only(plans):
+        return next(p for p in plans if p.mapping == mapping and p.stack_dtype == "fp32")
+
+    monkeypatch.setattr("lorahub_edge.adaptation.job.choose_plan", only)
+    run = lorahub_edge.adapt(str(bases["t5"]), module_folders["t5"], example_file, **FAST)
+    monkeypatch.setattr("lorahub_edge.adaptation.job.choose_plan", choose_plan)
+    plain = lorahub_edge.adapt(str(bases["t5"]), module_folders["t5"], example_file, **FAST, cache=False)
+    assert run.manifest["memory_plan"]["mapping"] == mapping
+    assert run.loss == plain.loss
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(
+    bases, module_folders, example_file, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("lorahub_edge.adaptation.job.load_opened", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(
+        MemoryExceeded, match=r"does not fit 1 MB: at least .* is needed, of which the base alone takes"
+    ):
+        lorahub_edge.adapt(str(bases["t5"]), module_folders["t5"], example_file, max_memory="1MB", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_leaves_its_budget_stops(monkeypatch):
+    monkeypatch.setattr("lorahub_edge.adaptation.memory_plan.resident_bytes", lambda: 101)
+    check_use(plan_of(budget_bytes=101))
+    check_use(plan_of())
+    with pytest.raises(MemoryExceeded, match="are in use"):
+        check_use(plan_of(budget_bytes=100))
+    check_use(dataclasses.replace(plan_of(budget_bytes=71), mapping="mmap"))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory: 8")]
+)
+def test_an_allocation_that_fails_says_what_would_help(error):
+    with pytest.raises(MemoryExceeded, match="no more memory"), memory_errors(plan_of()):
+        raise error
+    with pytest.raises(RuntimeError, match="something else"), memory_errors(plan_of()):
+        raise RuntimeError("something else")
+
+
+def test_an_allocation_of_torch_that_cannot_be_met_is_such_an_error():
+    with pytest.raises(MemoryExceeded), memory_errors(plan_of()):
+        torch.empty(1 << 60, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("5GiB", 5 << 30), ("1.5 GB", 1_500_000_000), ("800M", 800_000_000), ("2k", 2000), ("7", 7), ("1MiB", 1 << 20)],
+)
+def test_sizes_are_read_as_people_write_them(text, n_bytes):
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1XB", "-1GB", "0", "nan", "inf", "1 2", "0x10"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(InvalidInput, match="expected a size such as 5GiB"):
+        parse_bytes(text)
+
+
+def example(n_input, n_target):
+    return EncodedExample((5,) * n_input, (6,) * n_target, was_cut=False)
+
+
+def test_calls_stay_within_their_limits():
+    limits = CallLimits(tokens=100, composed_bytes=6 * 1000 * 3)
+    examples = [example(20, 5), example(20, 10), example(30, 5), example(20, 5), example(20, 5), example(200, 5)]
+    rows = list(bucket_rows(examples, limits, is_seq2seq=True))
+    assert rows == [[0, 1, 3], [4], [2], [5]]
+    assert list(bucket_rows(examples, limits, is_seq2seq=False)) == [[0, 3, 4], [1], [2], [5]]
+    assert limits.n_candidates(10, 1) == 10, "as many as the tokens allow"
+    assert limits.n_candidates(10, 1000) == 3, "or as the composed factors allow"
+    assert limits.n_candidates(1000, 10**9) == 1, "and always one"
