@@ -25,6 +25,7 @@ from tests import tiny
 from tests.hub import hub
 
 METHODS = ["zero-shot", "lorahub-code"]
+AT_THE_TOP = "lorahub-edge-test.jsonl"
 
 
 def as_of_2023(folder, target):
@@ -114,6 +115,7 @@ def archive(data, tmp_path):
         for file in sorted(data.rglob("*.jsonl")):
             content.write(file, f"data_bbh/{file.parent.name}/{file.name}")
         content.writestr("../../outside.jsonl", "{}")
+        content.writestr(AT_THE_TOP, "{}")  # its folder's name is /
         content.writestr("data_bbh/README.md", "not rows")
     return path
 
@@ -130,6 +132,7 @@ def test_an_archive_is_fetched_once_and_nothing_lands_outside(archive, data, tmp
         server.shutdown()
         server.server_close()
     assert folder == fetch_data(address, tmp_path / "cache" / "deep")  # the server is gone
+    assert not Path("/", AT_THE_TOP).exists()
     for file in data.rglob("*.jsonl"):
         assert (folder / file.relative_to(data)).read_text() == file.read_text()
     assert sorted(p.name for p in (tmp_path / "cache").rglob("*")) == sorted(
