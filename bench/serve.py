@@ -1,8 +1,10 @@
 """Serving a model of FLAN-T5-large's shape: ours in int8 beside Optimum's export (fp32) and CTranslate2 (int8).
 
-Each contender answers in a process of its own, taken in turns, from the same weights and the same random prompts.
+All come from one model folder (bench.serve_convert, which stamps them with its hash). Each contender answers in a
+process of its own, round after round in an order drawn anew, with as many threads, on the same random prompts. The two
+that run on onnxruntime are measured with its threads asleep between operators and with them spinning, its own default.
 
-python -m bench.serve --model FOLDER --ours FOLDER --optimum FOLDER --ctranslate2 FOLDER --peer-python PYTHON
+python -m bench.serve WORK --peer-python PYTHON
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,53 +22,71 @@ from typing import Any
 import numpy as np
 
 from bench.records import RESULTS, append, make_record
-from lorahub_edge.sources import sha256_file
+from bench.serve_convert import stamp_of
 
 BENCH = "serve-t5-large"
-PEERS = ("optimum", "ctranslate2")
+CONTENDERS = ("ours", "ours-spinning", "optimum", "optimum-spinning", "ctranslate2")
 
 
 def main() -> None:
     """Measure whoever is at hand; a contender that is missing is named and left out."""
-    parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="what all were made of (bench.t5_large)")
-    parser.add_argument("--ours", type=Path, required=True, help="made by lorahub-edge export")
-    parser.add_argument("--optimum", type=Path, help="made by optimum-cli export onnx")
-    parser.add_argument("--ctranslate2", type=Path, help="made by ct2-transformers-converter --quantization int8")
-    parser.add_argument("--peer-python", help="Python of the environment that has the peers")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens-in", type=int, default=81)
-    parser.add_argument("--tokens-out", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
-    options = parser.parse_args()
-    found = {name: folder for name in ("ours", *PEERS) if (folder := getattr(options, name)) is not None}
-    for name in PEERS:
-        if name not in found or not options.peer_python:
-            sys.stderr.write(f"{name}: left out, no folder or no --peer-python was given\n")
-            found.pop(name, None)
+    options = _options()
+    found = _at_hand(options)
+    if not found:
+        raise SystemExit("nobody to measure; run bench.serve_convert first")
+    model = _one_model(found)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
+    rng = random.Random(options.seed)
     for _ in range(options.rounds):
-        for name, folder in found.items():
-            python = sys.executable if name == "ours" else options.peer_python
-            runs[name].append(_measure(python, name, folder, options))
-    sizes = {name: _bytes(folder) for name, folder in found.items()}
-    shared = {
-        key: getattr(options, key) for key in ("tokens_in", "tokens_out", "threads", "batch", "rounds", "repeats")
-    }
-    shared["model_config_sha256"] = sha256_file(options.model / "config.json")
-    for name, record in _metrics(runs, sizes, options).items():
+        for name in rng.sample(list(found), len(found)):
+            runs[name].append(_measure(name, found[name], options))
+    names = ("tokens_in", "tokens_out", "threads", "batch", "rounds", "repeats", "seed")
+    shared = {name: getattr(options, name) for name in names} | {"model_sha256": model}
+    for name, record in _metrics(runs, found, options).items():
         append(options.out, make_record(BENCH, {"contender": name, **shared}, record))
         sys.stderr.write(f"{name}: {record['total_s']['median']:.3f} s\n")
 
 
-def _measure(python: str, name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    worker = Path(__file__).with_name("serve_worker.py")
-    command = [python, str(worker), name, str(folder)]
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__)
+    parser.add_argument("work", type=Path, help="folder that bench.serve_convert filled")
+    parser.add_argument("--peer-python", type=Path, help="of an environment with optimum-onnx and ctranslate2")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    defaults = {"rounds": 3, "repeats": 3, "tokens-in": 81, "tokens-out": 32, "threads": 2, "batch": 8, "seed": 0}
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
+    return parser.parse_args()
+
+
+def _at_hand(options: argparse.Namespace) -> dict[str, Path]:
+    found = {}
+    for name in options.contenders:
+        folder = options.work / name.partition("-")[0]
+        if not folder.is_dir() or (folder.name != "ours" and options.peer_python is None):
+            sys.stderr.write(f"{name}: left out, no {folder} or no --peer-python\n")
+        else:
+            found[name] = folder
+    return found
+
+
+def _one_model(found: Mapping[str, Path]) -> str:
+    """The hash of the model that all were made from."""
+    stamps = {name: stamp_of(folder) for name, folder in found.items()}
+    model, *others = set(stamps.values())
+    if others or model is None:
+        raise SystemExit(f"expected contenders of one model, received {stamps}; run bench.serve_convert again")
+    return model
+
+
+def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    contender, _, spinning = name.partition("-")
+    python = sys.executable if contender == "ours" else options.peer_python
+    command = [str(python), str(Path(__file__).with_name("serve_worker.py")), contender, str(folder)]
     for key in ("tokens_in", "tokens_out", "threads", "repeats", "batch"):
         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
+    if spinning:
+        command.append("--spinning")
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
@@ -75,22 +96,23 @@ def _measure(python: str, name: str, folder: Path, options: argparse.Namespace) 
 
 
 def _metrics(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], sizes: Mapping[str, int], options: argparse.Namespace
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], folders: Mapping[str, Path], options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     metrics = {}
     for name, rounds in runs.items():
         samples = [sample for run in rounds for sample in run["samples"]]
         later = [t for sample in samples for t in sample["token_s"][1:]]
-        batch_s = [run["batch_s"] for run in rounds]
+        batch_s = [seconds for run in rounds for seconds in run["batch_s"]]
         metrics[name] = {
             "total_s": _spread([s["total_s"] for s in samples]),
             "first_token_s": _spread([s["token_s"][0] for s in samples]),
             "token_s": _spread(later),
-            "batch_tokens_per_s": options.batch * options.tokens_out / min(batch_s),
-            "load_s": min(run["load_s"] for run in rounds),
+            "batch_tokens_per_s": options.batch * options.tokens_out / float(np.median(batch_s)),
+            "load_s": _spread([run["load_s"] for run in rounds]),
             "peak_memory_bytes": max(run["peak_memory_bytes"] for run in rounds),
-            "folder_bytes": sizes[name],
+            "folder_bytes": folder_bytes(folders[name]),
             "samples": [{key: s[key] for key in ("total_s", "token_s")} for s in samples],
+            "batch_samples_s": batch_s,
             "same_first_tokens_as": {
                 other: _n_same(samples[0]["tokens"], runs[other][0]["samples"][0]["tokens"]) for other in runs
             },
@@ -111,10 +133,12 @@ def _n_same(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _bytes(folder: Path) -> int:
-    """What a user needs: of Optimum's files the encoder and the merged decoder."""
-    unused = ("decoder_model.onnx", "decoder_with_past_model.onnx")
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.name.startswith(unused))
+def folder_bytes(folder: Path) -> int:
+    """What a user needs: of an Optimum export with a merged decoder not the two that it was merged from."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    has_merged = any(path.name.startswith("decoder_model_merged") for path in files)
+    parts = ("decoder_model.onnx", "decoder_with_past_model.onnx")
+    return sum(path.stat().st_size for path in files if not (has_merged and path.name.startswith(parts)))
 
 
 if __name__ == "__main__":

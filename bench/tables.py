@@ -86,7 +86,9 @@ def serve_t5_large() -> str:
 
 _SERVERS = {
     "ours": "`lorahub_edge.serve`, int8",
+    "ours-spinning": "the same, onnxruntime's threads spinning",
     "optimum": "Optimum's export, fp32, on onnxruntime",
+    "optimum-spinning": "the same, onnxruntime's threads spinning",
     "ctranslate2": "CTranslate2, int8",
 }
 

@@ -62,6 +62,16 @@ def export(
     source: Annotated[str, typer.Argument(help="Run folder (merged first), merged folder, or a base.")],
     out: Annotated[Path, typer.Option(help="New folder for the ONNX export.")],
     precision: Annotated[str, typer.Option(help="int8 (the merged codes), fp16 or fp32.")] = "int8",
+    with_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--with-adapter",
+            help="Do not merge: the run's module becomes a small file beside the base. Several runs may share --out.",
+        ),
+    ] = False,
+    triton: Annotated[
+        bool, typer.Option("--triton", help="Lay the folder out as a Triton Inference Server model repository.")
+    ] = False,
     in_place_int8: Annotated[bool, typer.Option("--in-place-int8", help="Of the merge; see merge.")] = False,
     min_survival: Annotated[float, typer.Option(help="Of the merge; see merge.")] = 0.9,
     as_json: JsonOption = False,
@@ -73,7 +83,13 @@ def export(
     import lorahub_edge
 
     exported = lorahub_edge.export(
-        source, out, precision=precision, in_place_int8=in_place_int8, min_survival=min_survival
+        source,
+        out,
+        precision=precision,
+        with_adapter=with_adapter,
+        triton=triton,
+        in_place_int8=in_place_int8,
+        min_survival=min_survival,
     )
     if as_json:
         record = {"folder": str(exported.folder), "bytes": exported.n_bytes, "verification": exported.report}
@@ -104,8 +120,14 @@ def verify(
 @partial(one_line_errors, needs_torch=False)
 def serve(
     folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="For a folder exported --with-adapter: a file, the name of one in it, or none. Default: its own."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 for a free one.")] = 8000,
     max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 8,
     max_waiting: Annotated[int, typer.Option(help="Texts that may wait; beyond it requests get 429.")] = 64,
     max_new_tokens: Annotated[
@@ -130,5 +152,12 @@ def serve(
         timeout_s=timeout_s,
         shutdown_s=shutdown_s,
     )
-    messages.print(f"serving {folder} at http://{host}:{port}/", soft_wrap=True, markup=False)
-    run(folder, host=host, port=port, settings=settings, n_threads=threads)
+    run(
+        folder,
+        adapter=adapter,
+        host=host,
+        port=port,
+        settings=settings,
+        n_threads=threads,
+        announce=lambda url: messages.print(f"serving {folder} at {url}", soft_wrap=True, markup=False),
+    )

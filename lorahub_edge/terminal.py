@@ -159,12 +159,13 @@ def print_verification(report: Mapping[str, Any]) -> None:
     answers.print(headline(report), soft_wrap=True, markup=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("cases")
-    for column in ("batch", "prompt tokens", "logits off by", "through the cache", "ties", "mismatches"):
+    for column in ("batch", "prompt tokens", "logits off by", "through the cache", "torch's own", "ties", "mismatches"):
         table.add_column(column, justify="right")
     for case in report["cases"]:
-        errors = (f"{case['logits_error']:.2g}", f"{case['cached_error']:.2g}")
+        errors = (f"{case[name]:.2g}" for name in ("logits_error", "cached_error", "noise"))
         counts = (str(case["ties"]), str(case["mismatches"]))
-        table.add_row(case["kind"], str(case["batch_size"]), str(case["n_prompt_tokens"]), *errors, *counts)
+        beside = f"{case['adapter']}: " if case["adapter"] else ""
+        table.add_row(beside + case["kind"], str(case["batch_size"]), str(case["n_prompt_tokens"]), *errors, *counts)
     answers.print(table)
 
 

@@ -1,14 +1,24 @@
 """Settings and fixtures that all tests share: tiny models and modules, made once per session."""
 
+from __future__ import annotations
+
+import copy
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+import lorahub_edge
 from tests import tiny
+
+if TYPE_CHECKING:
+    from lorahub_edge.exporting import Exported
 
 # Examples are small, but the machine may be shared: no deadline, and the same examples in every run.
 settings.register_profile("lorahub_edge", deadline=None, derandomize=True, max_examples=50)
@@ -56,6 +66,45 @@ def module_folders(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         for k in range(4):
             tiny.save_module(bases[kind], root / kind / f"m{k}", kind, seed=k)
     return {kind: root / kind for kind in ("t5", "llama", "gemma2", "gemma3")}
+
+
+def traced_once(trace: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A tracer that remembers: a graph depends on a skeleton's config and small tensors only, and takes seconds."""
+    known: dict[Any, Any] = {}
+
+    def remembered(skeleton: Any) -> Any:
+        tensors = ((name, tensor.numpy().tobytes()) for name, tensor in skeleton.named_parameters())
+        key = (skeleton.config.to_json_string(), *tensors)
+        if key not in known:
+            known[key] = trace(skeleton)
+        return copy.deepcopy(known[key])
+
+    return remembered
+
+
+@pytest.fixture(scope="session")
+def fast_export() -> Any:
+    """`lorahub_edge.export` that traces equal models once."""
+    from lorahub_edge.exporting import folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("trace_encoder", "trace_decoder", "trace_causal"):
+            patch.setattr(folder, name, traced_once(getattr(folder, name)))
+        yield lorahub_edge.export
+
+
+@pytest.fixture(scope="session")
+def export_base(
+    bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, fast_export: Any
+) -> Callable[..., Exported]:
+    """Exports a base of a kind, once for each kind and precision."""
+    root = tmp_path_factory.mktemp("exports")
+
+    @functools.cache
+    def export(kind: str, precision: str) -> Exported:
+        return fast_export(str(bases[kind]), root / precision / kind, precision=precision)
+
+    return lambda kind, precision="int8": export(kind, precision)
 
 
 @pytest.fixture

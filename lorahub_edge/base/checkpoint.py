@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 
@@ -55,6 +56,20 @@ class SafetensorsCheckpoint(Checkpoint):
         with _open_safetensors(self._file_of[name]) as handle:
             tensor: torch.Tensor = handle.get_tensor(name)
             return tensor
+
+
+class MappedCheckpoint(Checkpoint):
+    """One .safetensors file whose tensors are used where they lie: one mapping for all of them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__([path])
+        self._tensors: dict[str, torch.Tensor] = load_file(path)
+
+    def names(self) -> set[str]:
+        return set(self._tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -13,25 +13,30 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from lorahub_edge.exporting.forms import INT8_FORMS, SPLIT, LayerForm
-from lorahub_edge.exporting.graphs import OPSET, Traced
+from lorahub_edge.exporting.graphs import OPSET, Axes, Traced
 from lorahub_edge.exporting.nodes import needed_tensors, node_as_division, node_attributes, used_nodes, value_infos
 from lorahub_edge.exporting.onnx_file import BigTensor
 from lorahub_edge.exporting.symbols import CROSS, DOMAIN, EMBEDDING, LINEAR
 from lorahub_edge.exporting.weights import Weights
+from lorahub_edge.serve.adapter import input_names
 
 # Opset 21 came with version 10; onnxruntime reads it from 1.18 on.
 IR_VERSION = 10
 
 
-def emit(traced: Traced, weights: Weights, forms: Mapping[str, LayerForm]) -> tuple[Any, list[BigTensor]]:
+def emit(
+    traced: Traced, weights: Weights, forms: Mapping[str, LayerForm], adapted: Mapping[str, str] | None = None
+) -> tuple[Any, list[BigTensor]]:
     """An ONNX model without symbols, and the big tensors that belong to it.
 
     Args:
         traced: a graph with symbols.
         weights: where the layers' weights are.
         forms: path of the weight -> form.
+        adapted: path of the weight -> target whose A and B are inputs of the graph; a graph to which nobody hands any
+            takes zeros, and is the base.
     """
-    return _Emitter(traced, weights, forms).emit()
+    return _Emitter(traced, weights, forms, adapted or {}).emit()
 
 
 class _Scope:
@@ -43,10 +48,14 @@ class _Scope:
 
 
 class _Emitter:
-    def __init__(self, traced: Traced, weights: Weights, forms: Mapping[str, LayerForm]) -> None:
+    def __init__(
+        self, traced: Traced, weights: Weights, forms: Mapping[str, LayerForm], adapted: Mapping[str, str]
+    ) -> None:
         self.traced = traced
         self.weights = weights
         self.forms = forms
+        self.adapted = adapted
+        self.side_inputs: dict[str, Axes] = {}
         self.small: dict[str, Any] = {}
         self.big: dict[str, BigTensor] = {}
         self.n_names = 0
@@ -80,7 +89,7 @@ class _Emitter:
         proto = helper.make_graph(
             nodes,
             "lorahub_edge",
-            value_infos(self.traced.inputs),
+            value_infos({**self.traced.inputs, **self.side_inputs}),
             value_infos(self.traced.outputs),
             needed_tensors(small, nodes),
         )
@@ -137,7 +146,8 @@ class _Emitter:
         targets = tuple(target for target, _ in layers)
         form, biases = self.forms[targets[0]].form, [self.weights.bias(target) for target in targets]
         products = [
-            output if bias is None else self.name("product") for (_, output), bias in zip(layers, biases, strict=True)
+            output if bias is None and target not in self.adapted else self.name("product")
+            for (target, output), bias in zip(layers, biases, strict=True)
         ]
         whole = products[0] if len(products) == 1 else self.name("products")
         if form == "int8_rows":
@@ -150,8 +160,23 @@ class _Emitter:
             sizes = self.constant([self.weights.shape(target)[0] for target in targets], np.int64)
             scope.nodes.append(helper.make_node("Split", [whole, sizes], products, axis=-1))
         for (target, output), product, bias in zip(layers, products, biases, strict=True):
+            side = self._side_path(scope, x, target) if target in self.adapted else None
             if bias is not None:
-                self.add(scope, "Add", product, self.constant_of(bias, f"{target}.bias"), output=output)
+                into = "" if side else output
+                product = self.add(scope, "Add", product, self.constant_of(bias, f"{target}.bias"), output=into)
+            if side is not None:
+                self.add(scope, "Add", product, side, output=output)
+
+    def _side_path(self, scope: _Scope, x: str, target: str) -> str:
+        """(x @ A.T) @ B.T in float32, of inputs that are zero unless they are given."""
+        n_out, n_in = self.weights.shape(target)
+        rank = f"{target}.rank"
+        A, B = input_names(self.adapted[target])
+        for name, axes in ((A, (rank, n_in)), (B, (n_out, rank))):
+            self.side_inputs[name] = axes
+            zeros = np.zeros([1 if isinstance(axis, str) else axis for axis in axes], np.float32)
+            x = self.add(scope, "MatMul", x, self.add(scope, "Transpose", self.constant_of(zeros, name), perm=[1, 0]))
+        return x
 
     def constant_of(self, values: Any, name: str) -> str:
         """A tensor of some size that stays in the graph itself."""

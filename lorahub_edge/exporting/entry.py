@@ -13,18 +13,20 @@ from typing import Any
 
 from torch import nn
 
-from lorahub_edge.adaptation.run_folder import is_run_folder
-from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
+from lorahub_edge.exporting.adapters import adapter_record, check_same_base, remove_adapter, write_adapter
 from lorahub_edge.exporting.folder import write_graphs, write_record, write_side_files
+from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
 from lorahub_edge.exporting.reference import Settings, reference_arrays, write_reference
+from lorahub_edge.exporting.source import ExportSource, open_source
 from lorahub_edge.exporting.verification import VerificationFailed, compare, headline
-from lorahub_edge.measure import peak_memory, versions
-from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL, merge
-from lorahub_edge.merging.entry import EXAMPLES, MERGE_FORMAT, MERGE_RECORD
-from lorahub_edge.serve.folder import REFERENCE, VERIFICATION
-from lorahub_edge.tasks import EncodedExample, Example, PromptFormat, load_examples
+from lorahub_edge.measure import peak_memory
+from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
+from lorahub_edge.serve.adapter import NO_ADAPTER
+from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, open_folder
+from lorahub_edge.sources import write_text_atomically
+from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 
 PRECISIONS = ("int8", "fp16", "fp32")
 # What layers' inputs and the reference are measured on where there are no examples.
@@ -53,22 +55,13 @@ class Exported:
         return f"Exported({self.folder.name}, {self.precision}, {self.n_bytes / 1e6:.1f} MB, {headline(self.report)})"
 
 
-@dataclass
-class _Source:
-    """What is exported and what its answers are checked on."""
-
-    base: Base
-    examples: tuple[Example, ...]
-    prompt: Mapping[str, Any]
-    max_new_tokens: int
-    provenance: Mapping[str, Any]
-
-
 def export(
     source: str | Path,
     out: str | Path,
     *,
     precision: str = "int8",
+    with_adapter: bool = False,
+    triton: bool = False,
     in_place_int8: bool = False,
     min_survival: float = DEFAULT_MIN_SURVIVAL,
     inline_limit_bytes: int = INLINE_LIMIT_BYTES,
@@ -77,91 +70,118 @@ def export(
 
     Args:
         source: a run folder (its module is merged first), a merged folder, or any base that `load_base` takes.
-        out: new folder.
+        out: new folder; with `with_adapter` also one that another run with the same base was exported to.
         precision: "int8": the very codes and scales of the merge; "fp16": weights in half precision, computed in
             float32 (T5 overflows in half precision); "fp32".
+        with_adapter: leave the base as it is, with A and B of the run's targets as inputs of the graphs, and put the
+            run's module beside it: `adapters/<run>.safetensors`. If `out` is such a folder, only the module is added.
+        triton: lay the graphs out as a model repository of Triton Inference Server, `<out>/triton`, instead of as
+            Optimum and transformers.js want them; `verify` and `lorahub_edge.serve` read both.
         in_place_int8, min_survival: of the merge; see `merge`.
         inline_limit_bytes: graphs with more bytes of weights keep them in `<file>.onnx_data`.
 
     Raises:
-        VerificationFailed: it does not; no folder is left, but `<out>.verification.json` says where they differ.
+        VerificationFailed: it does not; nothing is left or changed, but `<out>.verification.json` says where.
         InvalidInput, UnsupportedFormat, MergeLost: see `merge` and `load_base`.
         OutputExists: `out` is there already.
 
     Cost: peak memory is the base in `precision` plus its largest matrix, and later the graphs in onnxruntime.
     """
-    if precision not in PRECISIONS:
-        raise InvalidInput(f"precision: expected one of {', '.join(PRECISIONS)}, received '{precision}'")
+    _check(precision, with_adapter, triton, in_place_int8)
     out = Path(out).expanduser().absolute()
-    if out.exists():
+    if out.exists() and not (with_adapter and (out / RECORD).is_file()):
         raise OutputExists(f"output folder {out} exists; name a new one")
-    found = _open(source, "int8" if precision == "int8" else "fp32", in_place_int8, min_survival)
-    if precision == "fp16":
-        _round_to_half(found.base)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    found = open_source(
+        source, precision, with_adapter=with_adapter, in_place_int8=in_place_int8, min_survival=min_survival
+    )
     try:
-        partial.mkdir(parents=True)
-        _write(found, partial, precision, inline_limit_bytes)
-        del found  # onnxruntime needs the room
-        gc.collect()
-        report = compare(partial)
-        _keep_or_fail(report, partial, out)
-        partial.rename(out)
+        if out.exists():
+            report = _add_adapter(found, out, precision)
+        else:
+            report = _write_new(found, out, precision, out.name if triton else None, inline_limit_bytes)
     except OSError as error:
         raise LorahubEdgeError(f"output folder {out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(out, report, n_bytes, precision, peak_memory())
 
 
-def _open(source: str | Path, precision: str, in_place_int8: bool, min_survival: float) -> _Source:
-    folder = Path(source).expanduser()
-    if is_run_folder(folder):
-        merged = merge(folder, precision=precision, in_place_int8=in_place_int8, min_survival=min_survival)
-        run = merged.source
-        return _Source(merged.base, run.examples, run.prompt, run.max_new_tokens, merged.record)
-    if in_place_int8:
-        raise InvalidInput(f"export: {source} is no run folder, so there is nothing to merge in place")
-    base = load_base(str(source), precision=precision, device="cpu")
-    record = _merge_record(folder)
-    path = folder / EXAMPLES
-    examples = tuple(load_examples(path)) if record and path.is_file() else ()
-    provenance = record or {"base": {"spec": str(source), "family": base.family.name}, "versions": versions()}
-    return _Source(base, examples, record.get("prompt", {}), int(record.get("max_new_tokens", 256)), provenance)
+def _check(precision: str, with_adapter: bool, triton: bool, in_place_int8: bool) -> None:
+    if precision not in PRECISIONS:
+        raise InvalidInput(f"precision: expected one of {', '.join(PRECISIONS)}, received '{precision}'")
+    if with_adapter and in_place_int8:
+        raise InvalidInput("in_place_int8: with an adapter nothing is merged; leave one of the two out")
+    if with_adapter and triton:
+        raise InvalidInput("triton: its models take no adapter; leave one of the two out")
 
 
-def _round_to_half(base: Base) -> None:
-    """Give the torch model the weights that will be written, so that it is the reference for exactly those."""
-    for module in base.model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.data = module.weight.data.half().float()
-
-
-def _merge_record(folder: Path) -> dict[str, Any]:
+def _write_new(
+    source: ExportSource, out: Path, precision: str, triton_name: str | None, inline_limit_bytes: int
+) -> dict[str, Any]:
+    """Write and verify under a temporary name; a folder that does not verify is gone."""
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and record.get("format") == MERGE_FORMAT else {}
+        partial.mkdir(parents=True)
+        _write(source, partial, precision, triton_name, inline_limit_bytes)
+        _free(source)  # onnxruntime needs the room
+        report = compare(partial)
+        _check_report(report, out)
+        (partial / VERIFICATION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
 
 
-def _write(source: _Source, folder: Path, precision: str, inline_limit_bytes: int) -> None:
+def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, Any]:
+    """Put a run's module beside the base that is there already, and verify the whole folder with it."""
+    record = open_folder(out, adapter=NO_ADAPTER).record
+    check_same_base(out, record, source, precision)
+    generation = record["generation"]
+    settings = Settings(generation["pad_id"], tuple(generation["end_ids"]), source.max_new_tokens)
+    forms = {path: LayerForm(**form) for path, form in record["forms"].items()}
+    write_adapter(source, out, settings, forms)
+    try:
+        _free(source)
+        report = compare(out)
+        _check_report(report, out)
+    except BaseException:
+        remove_adapter(out, source.name)
+        raise
+    write_text_atomically(out / VERIFICATION, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _free(source: ExportSource) -> None:
+    """Let go of the torch model's weights; whoever holds the source keeps its names only."""
+    nn.Module.to(source.base.model, device="meta")
+    gc.collect()
+
+
+def _write(
+    source: ExportSource, folder: Path, precision: str, triton_name: str | None, inline_limit_bytes: int
+) -> None:
     base = source.base
     prompt = PromptFormat.for_base(base, **source.prompt)
     examples = prompt.encode_all(source.examples)
     eos, pad = base.tokenizer.eos_token_id, base.tokenizer.pad_token_id
     end_ids = tuple(sorted({int(eos), *map(int, prompt.end_ids[:1])}))
     pad_id = int(eos if pad is None else pad)
-    measured = examples or [_neutral(prompt)]
-    graphs, forms = write_graphs(base, measured, folder, precision, inline_limit_bytes=inline_limit_bytes)
-    write_side_files(base, folder, precision)
     settings = Settings(pad_id, end_ids, source.max_new_tokens)
-    write_reference(folder / REFERENCE, reference_arrays(base, examples, settings))
+    measured = examples or [_neutral(prompt)]
+    graphs, forms = write_graphs(
+        base, measured, folder, precision, adapted=source.adapted(), triton_name=triton_name,
+        inline_limit_bytes=inline_limit_bytes,
+    )  # fmt: skip
+    write_side_files(base, folder, precision)
+    if source.module is not None:
+        write_adapter(source, folder, settings, forms)
+    own_examples = examples if source.module is None else ()  # the base alone was not adapted to them
+    write_reference(folder / REFERENCE, reference_arrays(base, own_examples, settings, forms))
     write_record(
         base, folder, precision, graphs, forms, prompt=prompt, pad_id=pad_id, end_ids=end_ids,
         max_new_tokens=source.max_new_tokens, provenance=source.provenance,
+        adapter=None if source.module is None else adapter_record(source),
     )  # fmt: skip
 
 
@@ -169,11 +189,9 @@ def _neutral(prompt: PromptFormat) -> EncodedExample:
     return prompt.encode(Example(_NEUTRAL_TEXT, _NEUTRAL_TEXT))
 
 
-def _keep_or_fail(report: Mapping[str, Any], partial: Path, out: Path) -> None:
-    text = json.dumps(report, indent=2) + "\n"
+def _check_report(report: Mapping[str, Any], out: Path) -> None:
     if report["passed"]:
-        (partial / VERIFICATION).write_text(text, encoding="utf-8")
         return
     kept = out.with_name(f"{out.name}.{VERIFICATION}")
-    kept.write_text(text, encoding="utf-8")
-    raise VerificationFailed(f"export: {headline(report)}; no folder was written, the report is {kept}", report)
+    kept.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    raise VerificationFailed(f"export: {headline(report)}; nothing was written but the report, {kept}", report)

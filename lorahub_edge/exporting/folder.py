@@ -11,14 +11,15 @@ from typing import Any
 
 from lorahub_edge.base import Base
 from lorahub_edge.base.save import copy_side_files, plain_config
+from lorahub_edge.exporting import triton
 from lorahub_edge.exporting.emit import emit
 from lorahub_edge.exporting.forms import LayerForm, choose_forms
-from lorahub_edge.exporting.graphs import OPSET, Traced, trace_causal, trace_decoder, trace_encoder
+from lorahub_edge.exporting.graphs import OPSET, trace_causal, trace_decoder, trace_encoder
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES, write_model
 from lorahub_edge.exporting.symbols import skeleton
 from lorahub_edge.exporting.weights import Weights
 from lorahub_edge.serve.folder import EXPORT_FORMAT, RECORD
-from lorahub_edge.sources import sha256_files
+from lorahub_edge.sources import sha256_file
 from lorahub_edge.tasks import EncodedExample, PromptFormat
 
 # transformers.js finds a file by the name's ending; Optimum takes any.
@@ -32,40 +33,52 @@ def write_graphs(
     folder: Path,
     precision: str,
     *,
+    adapted: Mapping[str, str] | None = None,
+    triton_name: str | None = None,
     inline_limit_bytes: int = INLINE_LIMIT_BYTES,
 ) -> tuple[dict[str, str], dict[str, LayerForm]]:
     """Trace, fill and write the graphs.
+
+    Args:
+        base: whose graphs.
+        examples: what layers' forms are chosen on.
+        folder: of the export.
+        precision: "int8", "fp16" or "fp32".
+        adapted: path of the weight -> target whose A and B become inputs.
+        triton_name: what Triton's models are called; None for the folder contract of the other clients.
+        inline_limit_bytes: graphs with more bytes of weights keep them in `<file>.onnx_data`.
 
     Returns:
         Graph name -> file within the folder, and the form of each layer.
     """
     forms = choose_forms(base, examples, precision)
     weights, model = Weights(base, precision), skeleton(base)
-    (folder / GRAPHS).mkdir()
     if base.family.is_seq2seq:
         todo = {"encoder": ("encoder_model", trace_encoder), "decoder": ("decoder_model_merged", trace_decoder)}
     else:
         todo = {"model": ("model", trace_causal)}
     files = {}
     for name, (stem, trace) in todo.items():
-        path = folder / GRAPHS / f"{stem}{SUFFIXES[precision]}.onnx"
-        _write_graph(path, trace(model), weights, forms, inline_limit_bytes)
-        files[name] = f"{GRAPHS}/{path.name}"
+        if triton_name is None:
+            (folder / GRAPHS).mkdir(exist_ok=True)
+            path = folder / GRAPHS / f"{stem}{SUFFIXES[precision]}.onnx"
+        else:
+            path = triton.model_file(folder, triton_name, name)
+        traced = trace(model)
+        graph, tensors = emit(traced, weights, forms, adapted)
+        write_model(path, graph, tensors, inline_limit_bytes=inline_limit_bytes)
+        if triton_name is not None:
+            triton.write_config(path, traced.inputs, traced.outputs)
+        files[name] = path.relative_to(folder).as_posix()
+        del traced
+        gc.collect()  # the traced program refers to itself in circles
     return files, forms
-
-
-def _write_graph(
-    path: Path, traced: Traced, weights: Weights, forms: Mapping[str, LayerForm], inline_limit_bytes: int
-) -> None:
-    model, tensors = emit(traced, weights, forms)
-    write_model(path, model, tensors, inline_limit_bytes=inline_limit_bytes)
-    gc.collect()  # the traced program refers to itself in circles
 
 
 def write_side_files(base: Base, folder: Path, precision: str) -> None:
     """config.json, generation_config.json and the source's tokenizer files, tokenizer.json in any case."""
     copy_side_files(base, folder)
-    has_data = any((folder / GRAPHS).glob("*.onnx_data"))
+    has_data = any(folder.rglob("*.onnx_data"))
     config = plain_config(base)
     config["transformers.js_config"] = {"dtype": precision, **({"use_external_data_format": True} if has_data else {})}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -90,6 +103,7 @@ def write_record(
     end_ids: Sequence[int],
     max_new_tokens: int,
     provenance: Mapping[str, Any],
+    adapter: Mapping[str, Any] | None = None,
 ) -> None:
     """lorahub_edge.json: all that serving needs besides the graphs and the tokenizer."""
     config: Any = base.model.config
@@ -99,13 +113,8 @@ def write_record(
         "precision": precision,
         "opset": OPSET,
         "graphs": dict(graphs),
-        "files": sha256_files([p for p in (folder / GRAPHS).iterdir() if p.is_file()]),
-        "prompt": {
-            "before": prompt.before,
-            "after": prompt.after,
-            "add_special_tokens": prompt.add_special_tokens,
-            "max_input_tokens": prompt.max_input_tokens,
-        },
+        "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.onnx*"))},
+        "prompt": prompt_record(prompt),
         "generation": {
             "pad_id": pad_id,
             "start_id": config.decoder_start_token_id if base.family.is_seq2seq else None,
@@ -113,7 +122,14 @@ def write_record(
             "max_new_tokens": max_new_tokens,
             "max_positions": None if base.family.is_seq2seq else config.max_position_embeddings,
         },
+        "adapter": adapter,
         "source": dict(provenance),
         "forms": {path: asdict(form) for path, form in forms.items()},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def prompt_record(prompt: PromptFormat) -> dict[str, Any]:
+    """The prompt as serving reads it."""
+    names = ("before", "after", "add_special_tokens", "max_input_tokens")
+    return {name: getattr(prompt, name) for name in names}

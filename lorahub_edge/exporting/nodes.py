@@ -56,10 +56,12 @@ def needed_tensors(initializers: list[Any], nodes: list[Any]) -> list[Any]:
 _INTEGERS = ("input_ids", "attention_mask", "encoder_attention_mask", "position_ids")
 
 
+def tensor_type(name: str) -> int:
+    """The type of a graph's input or output, of onnx.TensorProto."""
+    if name == "use_cache_branch":
+        return int(TensorProto.BOOL)
+    return int(TensorProto.INT64 if name in _INTEGERS else TensorProto.FLOAT)
+
+
 def value_infos(axes: Mapping[str, Axes]) -> list[Any]:
-    infos = []
-    for name, shape in axes.items():
-        kind = TensorProto.INT64 if name in _INTEGERS else TensorProto.FLOAT
-        kind = TensorProto.BOOL if name == "use_cache_branch" else kind
-        infos.append(helper.make_tensor_value_info(name, kind, list(shape)))
-    return infos
+    return [helper.make_tensor_value_info(name, tensor_type(name), list(shape)) for name, shape in axes.items()]

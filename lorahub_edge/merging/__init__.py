@@ -1,7 +1,7 @@
 """Merging: fold a composed module into the base, and say how much of it survived the rounding."""
 
 from lorahub_edge.merging.entry import DEFAULT_MIN_SURVIVAL, Merged, MergeLost, merge
-from lorahub_edge.merging.source import RunSource, read_run
+from lorahub_edge.merging.source import RunSource, load_run_base, read_run
 from lorahub_edge.merging.survival import LayerSurvival, Survival
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Merged",
     "RunSource",
     "Survival",
+    "load_run_base",
     "merge",
     "read_run",
 ]

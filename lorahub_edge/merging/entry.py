@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from lorahub_edge.adaptation import Run
-from lorahub_edge.base import Base, Int8Linear, Int8Weight, load_base, save_base
+from lorahub_edge.base import Base, Int8Linear, Int8Weight, save_base
 from lorahub_edge.base.open import PRECISIONS
 from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError, OutputExists
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import versions
 from lorahub_edge.merging.inject import inject_float, inject_int8
-from lorahub_edge.merging.source import RunSource, examples_text, read_run
+from lorahub_edge.merging.source import RunSource, examples_text, load_run_base, read_run
 from lorahub_edge.merging.survival import LayerSurvival, Survival
-from lorahub_edge.sources import sha256_files
 
 MERGE_FORMAT = "lorahub-edge-merge/1"
 MERGE_RECORD, SURVIVAL, EXAMPLES = "merge.json", "survival.json", "examples.jsonl"
@@ -100,10 +99,10 @@ def merge(
     source = _source(run)
     layers: dict[str, LayerSurvival] = {}
     if in_place_int8:
-        base = _load(source, "int8", None)
+        base = load_run_base(source, "int8")
         _inject_in_place(base, source, layers, rounding=rounding, seed=seed)
     else:
-        base = _load(source, precision, _adder(source, _STORED[precision], layers))
+        base = load_run_base(source, precision, adjust=_adder(source, _STORED[precision], layers))
     _check_all_merged(source, layers)
     survival = Survival(tuple(layers[target] for target in source.module.factors))
     _gate(survival, min_survival, in_place_int8=in_place_int8, rounding=rounding, precision=precision)
@@ -133,18 +132,6 @@ def _source(run: str | Path | Run) -> RunSource:
             raise InvalidInput("merge: this run was never written; call run.save(folder) first")
         return read_run(run.folder)
     return read_run(run)
-
-
-def _load(source: RunSource, precision: str, adjust: Callable[[str, torch.Tensor], torch.Tensor] | None) -> Base:
-    try:
-        base = load_base(source.base_spec, precision=precision, device="cpu", adjust=adjust)
-    except InvalidInput as error:
-        raise InvalidInput(f"run {source.folder}: its base cannot be loaded: {error}") from error
-    if sha256_files(base.weight_files) != source.base_files:
-        raise InvalidInput(
-            f"run {source.folder}: base '{source.base_spec}' has changed since the run; adapt again or restore the base"
-        )
-    return base
 
 
 def _adder(

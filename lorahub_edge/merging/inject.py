@@ -6,35 +6,18 @@ Knows tensors only, nothing of models or files.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from lorahub_edge.base import Int8Weight
 from lorahub_edge.kernels import ops
-from lorahub_edge.merging.survival import RowReport
 from lorahub_edge.modules import LoraFactors
 
 # Values per block of rows: bounds the float temporaries to a few MB each.
 _BLOCK_VALUES = 1 << 18
 
 
-@dataclass(frozen=True)
-class Injected:
-    """A merged weight.
-
-    Attributes:
-        values: (out_features, in_features): int8 codes, or float values.
-        row_scale: float32 (out_features,): the step of each row.
-        report: what became of the delta.
-    """
-
-    values: torch.Tensor
-    row_scale: torch.Tensor
-    report: RowReport
-
-
-def inject_int8(weight: Int8Weight, factors: LoraFactors, *, rounding: ops.Rounding = ops.NEAREST) -> Injected:
+def inject_int8(weight: Int8Weight, factors: LoraFactors, *, rounding: ops.Rounding = ops.NEAREST) -> ops.Injected:
     """Fold a delta into an int8 weight: quantise(codes * row_scale + scaling * B @ A), with new row scales.
 
     Args:
@@ -43,13 +26,12 @@ def inject_int8(weight: Int8Weight, factors: LoraFactors, *, rounding: ops.Round
         rounding: "nearest", or "stochastic": up or down at random such that the mean is exact.
     """
     A, B = factors.A.float().contiguous(), factors.B.float().contiguous()
-    injected = ops.inject_delta(weight.codes, weight.row_scale, A, B, scaling=factors.scaling, rounding=rounding)
-    found = injected.report
-    report = RowReport(found.delta_rms, found.error, found.survived, found.n_clipped.to(torch.int32))
-    return Injected(injected.values, injected.row_scale, report)
+    return ops.inject_delta(weight.codes, weight.row_scale, A, B, scaling=factors.scaling, rounding=rounding)
 
 
-def inject_float(weight: torch.Tensor, factors: LoraFactors, *, dtype: torch.dtype) -> tuple[torch.Tensor, Injected]:
+def inject_float(
+    weight: torch.Tensor, factors: LoraFactors, *, dtype: torch.dtype
+) -> tuple[torch.Tensor, ops.Injected]:
     """Add a delta to a float weight in float32, and see what the one rounding to `dtype` leaves of it.
 
     Args:
@@ -67,7 +49,7 @@ def inject_float(weight: torch.Tensor, factors: LoraFactors, *, dtype: torch.dty
     for rows in _blocks(*weight.shape):
         before, delta = weight[rows].float(), _delta(factors, rows)
         exact[rows] = before + delta
-        n_clipped = torch.zeros(before.shape[0], dtype=torch.int32)
+        n_clipped = torch.zeros(before.shape[0])
         if dtype == torch.int8:
             rounded = Int8Weight.from_float(exact[rows])
             values[rows], row_scale[rows] = rounded.codes, rounded.row_scale
@@ -77,7 +59,7 @@ def inject_float(weight: torch.Tensor, factors: LoraFactors, *, dtype: torch.dty
             row_scale[rows] = (exact[rows].square().mean(1).sqrt() * torch.finfo(dtype).eps).clamp_min(1e-38)
             after = values[rows].float()
         reports.append(_report(before, delta, after, row_scale[rows], n_clipped))
-    return exact, Injected(values, row_scale, _join(reports))
+    return exact, ops.Injected(values, row_scale, _join(reports))
 
 
 def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
@@ -92,7 +74,7 @@ def _delta(factors: LoraFactors, rows: slice) -> torch.Tensor:
 
 def _report(
     before: torch.Tensor, delta: torch.Tensor, after: torch.Tensor, step: torch.Tensor, n_clipped: torch.Tensor
-) -> RowReport:
+) -> ops.InjectReport:
     delta, change = delta.double(), after.double() - before.double()
     square = delta.square().sum(1)
     some = square > 0
@@ -100,9 +82,9 @@ def _report(
     survived = torch.where(some, (change * delta).sum(1) / safe, torch.ones_like(square))
     error = torch.where(some, ((change - delta).square().sum(1) / safe).sqrt(), torch.zeros_like(square))
     delta_rms = (square / max(1, delta.shape[1])).sqrt() / step.double()
-    return RowReport(delta_rms.float(), error.float(), survived.float(), n_clipped)
+    return ops.InjectReport(delta_rms.float(), error.float(), survived.float(), n_clipped)
 
 
-def _join(reports: list[RowReport]) -> RowReport:
+def _join(reports: list[ops.InjectReport]) -> ops.InjectReport:
     fields = ("delta_rms", "error", "survived", "n_clipped")
-    return RowReport(*(torch.cat([getattr(r, field) for r in reports]) for field in fields))
+    return ops.InjectReport(*(torch.cat([getattr(r, field) for r in reports]) for field in fields))

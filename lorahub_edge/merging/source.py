@@ -1,4 +1,4 @@
-"""read_run: what a merge takes from a run folder, without loading the base."""
+"""read_run: what a merge takes from a run folder; load_run_base: the base it was made on, and no other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lorahub_edge.adaptation.run_folder import ADAPTER, EXAMPLES, read_manifest
+from lorahub_edge.base import Base, load_base
+from lorahub_edge.base.filler import Adjust
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import LoraModule, read_module
+from lorahub_edge.sources import sha256_files
 from lorahub_edge.tasks import Example, load_examples
 
 
@@ -60,6 +63,27 @@ def read_run(folder: str | Path) -> RunSource:
     path = folder / EXAMPLES
     examples = tuple(load_examples(path)) if path.is_file() else ()
     return RunSource(folder, spec, files, read_module(folder / ADAPTER), prompt, max_new_tokens, examples)
+
+
+def load_run_base(source: RunSource, precision: str, *, adjust: Adjust | None = None) -> Base:
+    """The base of a run, on the CPU.
+
+    Args:
+        source: the run.
+        precision, adjust: see `load_base`.
+
+    Raises:
+        InvalidInput: the base is gone, or its weights are not those that the run saw.
+    """
+    try:
+        base = load_base(source.base_spec, precision=precision, device="cpu", adjust=adjust)
+    except InvalidInput as error:
+        raise InvalidInput(f"run {source.folder}: its base cannot be loaded: {error}") from error
+    if sha256_files(base.weight_files) != source.base_files:
+        raise InvalidInput(
+            f"run {source.folder}: base '{source.base_spec}' has changed since the run; adapt again or restore the base"
+        )
+    return base
 
 
 def examples_text(examples: tuple[Example, ...]) -> str:

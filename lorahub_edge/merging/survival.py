@@ -18,22 +18,7 @@ from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True)
-class RowReport:
-    """What became of one target's delta, row by row; all tensors are (out_features,).
-
-    Attributes:
-        delta_rms: float32, rms of the delta in steps of the new weight.
-        error: float32, norm(W' - W - D) / norm(D); 0 where the delta is 0.
-        survived: float32, <W' - W, D> / norm(D)**2; 1 where the delta is 0.
-        n_clipped: int32, values that fell outside the grid.
-    """
-
-    delta_rms: torch.Tensor
-    error: torch.Tensor
-    survived: torch.Tensor
-    n_clipped: torch.Tensor
+from lorahub_edge.kernels.ops import InjectReport
 
 
 @dataclass(frozen=True)
@@ -57,11 +42,11 @@ class LayerSurvival:
     n_clipped: int
 
     @classmethod
-    def from_rows(cls, target: str, rows: RowReport, step: torch.Tensor, in_features: int) -> LayerSurvival:
+    def from_rows(cls, target: str, rows: InjectReport, step: torch.Tensor, in_features: int) -> LayerSurvival:
         """Sum up a target's rows.
 
         Args:
-            rows: per row.
+            rows: what became of each row's delta.
             step: float32 (out_features,): the rows' steps, so that delta_rms * step is the rms of the delta itself.
             in_features: values per row.
         """

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.serve.adapter import Adapter, adapter_file, read_adapter
 
 EXPORT_FORMAT = "lorahub-edge-export/1"
 RECORD, REFERENCE, VERIFICATION = "lorahub_edge.json", "reference.npz", "verification.json"
@@ -45,6 +46,7 @@ class ExportFolder:
         end_ids: tokens that end an answer.
         pad_id, start_id: the padding, and the decoder's first token (None for decoder-only models).
         max_new_tokens: where answers are cut unless a request says otherwise.
+        adapter: what is fed beside the base's own weights, or None.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class ExportFolder:
     pad_id: int
     start_id: int | None
     max_new_tokens: int
+    adapter: Adapter | None = None
 
     @property
     def is_seq2seq(self) -> bool:
@@ -75,17 +78,29 @@ class ExportFolder:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def __repr__(self) -> str:
-        return f"ExportFolder({self.folder.name}, {self.record['family']}, {self.record['precision']})"
+        adapter = "" if self.adapter is None else f", {self.adapter!r}"
+        return f"ExportFolder({self.folder.name}, {self.record['family']}, {self.record['precision']}{adapter})"
 
 
-def open_folder(folder: str | Path) -> ExportFolder:
+def open_folder(folder: str | Path, *, adapter: str | Path | None = None) -> ExportFolder:
     """Read what `lorahub-edge export` wrote.
 
+    Args:
+        folder: the exported folder.
+        adapter: for one exported --with-adapter: a file, the name of one in the folder, "none" for the base alone, or
+            None for the one it was exported with. The adapter brings its own prompt and length of answers.
+
     Raises:
-        InvalidInput: no such folder, or one that is not an export.
-        UnsupportedFormat: an export with missing or broken files.
+        InvalidInput: no such folder or adapter, one that is not an export, or an adapter of another base.
+        UnsupportedFormat: an export or adapter with missing or broken files.
     """
     folder = Path(folder).expanduser()
+    record = _read_record(folder)
+    path = adapter_file(folder, record, adapter)
+    return _open(folder, record, None if path is None else read_adapter(path, record))
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         is_export = record["format"] == EXPORT_FORMAT
@@ -97,18 +112,26 @@ def open_folder(folder: str | Path) -> ExportFolder:
         raise UnsupportedFormat(
             f"{folder}: expected format {EXPORT_FORMAT}, received {record['format']!r}; export again"
         )
+    takes = record.get("adapter")
+    if takes is not None and not (isinstance(takes, dict) and {"default", "targets", "base_files"} <= set(takes)):
+        raise UnsupportedFormat(f"{folder / RECORD}: incomplete (adapter {takes!r}); export again")
+    return dict(record)
+
+
+def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None) -> ExportFolder:
+    own: Mapping[str, Any] = {} if adapter is None else adapter.record
     try:
         graphs = {name: folder / str(path) for name, path in record["graphs"].items()}
         generation = record["generation"]
-        prompt = Prompt(**record["prompt"])
-        values = {name: generation[name] for name in ("pad_id", "start_id", "max_new_tokens")}
+        prompt = Prompt(**own.get("prompt", record["prompt"]))
+        values = {name: own.get(name, generation[name]) for name in ("pad_id", "start_id", "max_new_tokens")}
         end_ids = tuple(int(i) for i in generation["end_ids"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnsupportedFormat(f"{folder / RECORD}: incomplete ({error!r}); export again") from error
     for path in graphs.values():
         if not path.is_file():
             raise UnsupportedFormat(f"{folder}: {path.relative_to(folder)} is missing; export again")
-    return ExportFolder(folder, record, graphs, _tokenizer(folder), prompt, end_ids, **values)
+    return ExportFolder(folder, record, graphs, _tokenizer(folder), prompt, end_ids, adapter=adapter, **values)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lorahub_edge.errors import UnsupportedFormat, first_line
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.serve.adapter import Adapter
 from lorahub_edge.serve.folder import ExportFolder, open_folder
 
 MIN_ONNXRUNTIME = (1, 20)
@@ -40,27 +41,34 @@ class OnnxModel:
     """A model that is ready to answer.
 
     Args:
-        folder: an exported folder.
+        folder: an exported folder; `open_folder` chooses an adapter.
         n_threads: threads within an operator; onnxruntime's choice if None.
+        allow_spinning: let waiting threads keep their core busy. Off, since it takes the core from whoever shares the
+            machine: with one of two cores busy, a token of a large T5 took twice as long (docs/log.md).
 
     Raises:
-        InvalidInput, UnsupportedFormat: see `open_folder`; an onnxruntime that is too old; a broken graph.
+        InvalidInput: no threads; see also `open_folder`.
+        UnsupportedFormat: see `open_folder`; an onnxruntime that is too old; a broken graph.
     """
 
-    def __init__(self, folder: str | Path | ExportFolder, *, n_threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | ExportFolder, *, n_threads: int | None = None, allow_spinning: bool = False
+    ) -> None:
         self.files = folder if isinstance(folder, ExportFolder) else open_folder(folder)
         _check_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Threads that spin between operators take the core from whoever shares the machine, and then wait for it: with
-        # one of two cores busy, a token of a large T5 took twice as long with spinning as without (docs/log.md).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
         if n_threads is not None:
+            if n_threads < 1:
+                raise InvalidInput(f"threads: expected at least 1, received {n_threads}")
             options.intra_op_num_threads = n_threads
         self._encoder = _session(self.files.graphs["encoder"], options) if self.files.is_seq2seq else None
         self._decoder = _session(self.files.graphs["decoder" if self.files.is_seq2seq else "model"], options)
         self._inputs = {i.name: i for i in self._decoder.get_inputs()}
         self._past_names = [name for name in self._inputs if name.startswith("past_key_values.")]
+        self._encoder_side = _taken_by(self._encoder, self.files.adapter)
+        self._decoder_side = _taken_by(self._decoder, self.files.adapter)
         self._empty_past = {
             name: (self._inputs[name].shape[1], self._inputs[name].shape[3]) for name in self._past_names
         }
@@ -91,7 +99,7 @@ class OnnxModel:
             state = State(mask[:, :0], None, past)
             logits = self._run(state, np.concatenate([ids, prefix], 1), new_mask=mask)
             return state, logits[:, length - 1 :]
-        feeds = {"input_ids": _value(ids), "attention_mask": _value(mask)}
+        feeds = {"input_ids": _value(ids), "attention_mask": _value(mask), **self._encoder_side}
         hidden = self._encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
         state = State(mask, hidden, past)
         start = np.full((len(prompts), 1), self.files.start_id, np.int64)
@@ -127,6 +135,7 @@ class OnnxModel:
             feeds["position_ids"] = _value(np.ascontiguousarray(positions[:, -tokens.shape[1] :]))
         outputs = ["logits", *(name.replace("past_key_values", "present") for name in kept)]
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
+        feeds |= self._decoder_side
         logits, *present = self._decoder.run_with_ort_values(outputs, feeds)
         state.past.update(zip(kept, present, strict=True))
         result: Logits = logits.numpy()
@@ -134,6 +143,14 @@ class OnnxModel:
 
     def __repr__(self) -> str:
         return f"OnnxModel({self.files!r})"
+
+
+def _taken_by(session: Any, adapter: Adapter | None) -> dict[str, OrtValue]:
+    """An adapter's tensors that a graph takes; onnxruntime calls inputs with a default overridable initializers."""
+    if adapter is None or session is None:
+        return {}
+    names = (i.name for i in session.get_overridable_initializers())
+    return {name: _value(adapter.tensors[name]) for name in names if name in adapter.tensors}
 
 
 def _value(array: NDArray[Any]) -> OrtValue:
@@ -163,4 +180,10 @@ def _session(path: Path, options: Any) -> Any:
 def metadata(model: OnnxModel) -> Mapping[str, Any]:
     """What a service says about its model."""
     record = model.files.record
-    return {"name": model.files.folder.name, "family": record["family"], "precision": record["precision"]}
+    adapter = model.files.adapter
+    return {
+        "name": model.files.folder.name,
+        "family": record["family"],
+        "precision": record["precision"],
+        "adapter": None if adapter is None else adapter.name,
+    }

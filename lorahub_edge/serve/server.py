@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -20,19 +18,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.serve.batching import Batcher, Job, Overloaded, ShuttingDown
-from lorahub_edge.serve.generate import Completion, Piece
+from lorahub_edge.serve.answer import Answer, HungUp, timeout_message
+from lorahub_edge.serve.batching import Batcher, Overloaded, ShuttingDown
+from lorahub_edge.serve.folder import open_folder
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.model import OnnxModel, metadata
 from lorahub_edge.serve.page import PAGE
-from lorahub_edge.serve.protocol import (
-    CompletionRequest,
-    error_body,
-    new_id,
-    part_of_answer,
-    read_request,
-    whole_answer,
-)
+from lorahub_edge.serve.protocol import error_body, read_request
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,8 @@ class _Service:
     def __init__(self, model: OnnxModel, settings: ServerSettings) -> None:
         self.model = model
         self.settings = settings
-        self.name = model.files.folder.resolve().name
+        adapter = model.files.adapter
+        self.name = model.files.folder.resolve().name + (f":{adapter.name}" if adapter else "")
         self.max_new_tokens = settings.max_new_tokens or model.files.max_new_tokens
         self.batcher: Batcher | None = None
         self.metrics = Metrics(lambda: self.batcher.n_waiting if self.batcher else 0)
@@ -128,7 +121,13 @@ class _Service:
         status, kind, headers = 500, "internal_error", {}
         try:
             asked = read_request(await _limited_body(request, self.settings.max_body_bytes))
-            answer = _Answer(self, asked)
+            answer = Answer(
+                asked,
+                model=self.name,
+                max_new_tokens=self.max_new_tokens,
+                timeout_s=self.settings.timeout_s,
+                metrics=self.metrics,
+            )
             self._batcher().submit(answer.jobs)
             if asked.stream:
                 return StreamingResponse(answer.events(), media_type="text/event-stream")
@@ -144,116 +143,18 @@ class _Service:
         except ShuttingDown as error:
             status, kind, message = 503, "unavailable_error", str(error)
         except TimeoutError:
-            status, kind, message = 504, "timeout_error", self.timeout_message()
-        except _HungUp:
+            status, kind, message = 504, "timeout_error", timeout_message(self.settings.timeout_s)
+        except HungUp:
             status, message = 499, "the client went away"
         except Exception as error:  # onnxruntime's errors have no parent of their own
             message = f"the model failed on this request ({type(error).__name__})"
         self.metrics.requests.labels(status=str(status)).inc()
         return JSONResponse(error_body(message, kind), status, headers)
 
-    def timeout_message(self) -> str:
-        """For an answer that was given up."""
-        return f"no whole answer within {self.settings.timeout_s:g} s; ask for fewer tokens"
-
     def _batcher(self) -> Batcher:
         if self.batcher is None:
             raise ShuttingDown("the service has not started; run it with its lifespan")
         return self.batcher
-
-
-class _HungUp(Exception):
-    """The client is gone."""
-
-
-class _Answer:
-    """One request's answers as they come from the worker."""
-
-    def __init__(self, service: _Service, asked: CompletionRequest) -> None:
-        self.service = service
-        self.started = time.monotonic()
-        self.id = new_id()
-        self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
-        settings = asked.settings(service.max_new_tokens)
-        self.jobs = [
-            Job(text, each, self._receiver(row))
-            for row, (text, each) in enumerate(zip(asked.prompts, settings, strict=True))
-        ]
-
-    def _receiver(self, row: int) -> Any:
-        def receive(piece: Piece | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._news.put_nowait, (row, piece))
-
-        return receive
-
-    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Pieces until every text is answered; leaving early gives the others up."""
-        n_open = len(self.jobs)
-        is_first = True
-        try:
-            while n_open:
-                left = self.service.settings.timeout_s - (time.monotonic() - self.started)
-                row, piece = await asyncio.wait_for(self._news.get(), max(left, 0.001))
-                if isinstance(piece, Exception):
-                    raise piece
-                if is_first:
-                    self.service.metrics.first_text_s.observe(time.monotonic() - self.started)
-                    is_first = False
-                if piece.completion is not None:
-                    n_open -= 1
-                    self._count(piece.completion)
-                yield row, piece
-            self.service.metrics.request_s.observe(time.monotonic() - self.started)
-        finally:
-            for job in self.jobs:
-                job.cancelled.set()
-
-    def _count(self, completion: Completion) -> None:
-        self.service.metrics.prompt_tokens.inc(completion.n_prompt_tokens)
-        self.service.metrics.answer_tokens.inc(len(completion.token_ids))
-
-    async def whole(self, request: Request) -> dict[str, Any]:
-        """The answer in one piece; given up if the client goes away."""
-        watcher = asyncio.create_task(_until_gone(request))
-        collector = asyncio.create_task(self._collect())
-        try:
-            await asyncio.wait({watcher, collector}, return_when=asyncio.FIRST_COMPLETED)
-            if not collector.done():
-                raise _HungUp
-            return whole_answer(self.id, self.service.name, collector.result())
-        finally:
-            for task in (watcher, collector):
-                task.cancel()
-            await asyncio.gather(watcher, collector, return_exceptions=True)
-
-    async def _collect(self) -> list[Completion]:
-        found: dict[int, Completion] = {}
-        async with contextlib.aclosing(self._pieces()) as pieces:
-            async for row, piece in pieces:
-                if piece.completion is not None:
-                    found[row] = piece.completion
-        return [found[row] for row in range(len(self.jobs))]
-
-    async def events(self) -> AsyncIterator[str]:
-        """Server-sent events; an error is the last of them."""
-        status = "499"  # stays so if the client hangs up and this generator is closed
-        try:
-            async with contextlib.aclosing(self._pieces()) as pieces:
-                async for row, piece in pieces:
-                    reason = piece.completion.finish_reason if piece.completion else None
-                    yield part_of_answer(self.id, self.service.name, row, piece.text, reason)
-            status = "200"
-            yield "data: [DONE]\n\n"
-        except TimeoutError:
-            status = "504"
-            yield _error_event(self.service.timeout_message(), "timeout_error")
-        except Exception as error:  # as above
-            status = "500"
-            yield _error_event(f"the model failed on this request ({type(error).__name__})", "internal_error")
-        finally:
-            self.service.metrics.requests.labels(status=status).inc()
 
 
 async def _limited_body(request: Request, limit: int) -> bytes:
@@ -265,16 +166,6 @@ async def _limited_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _until_gone(request: Request) -> None:
-    """Returns when the client has hung up; the body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _error_event(message: str, kind: str) -> str:
-    return f"data: {json.dumps(error_body(message, kind))}\n\n"
-
-
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return JSONResponse(error_body(str(error.detail), "invalid_request_error"), error.status_code)
@@ -283,18 +174,41 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
 def run(
     folder: str | Path,
     *,
+    adapter: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     settings: ServerSettings | None = None,
     n_threads: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve an exported folder until a signal to stop; answers under way are finished first.
 
+    Args:
+        folder, adapter: see `open_folder`.
+        host, port: where to listen; port 0 for a free one.
+        settings: limits.
+        n_threads: of onnxruntime; its choice if None.
+        announce: called with the address once the model is loaded.
+
     Raises:
-        InvalidInput, UnsupportedFormat: see `OnnxModel`.
+        InvalidInput: no such address, or one that is taken; see also `OnnxModel`.
+        UnsupportedFormat: see `OnnxModel`.
     """
     settings = settings or ServerSettings()
-    app = make_app(OnnxModel(folder, n_threads=n_threads), settings)
-    uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=max(1, round(settings.shutdown_s))
-    )
+    app = make_app(OnnxModel(open_folder(folder, adapter=adapter), n_threads=n_threads), settings)
+    grace_s = max(1, round(settings.shutdown_s))
+    with _listen(host, port) as listening:
+        name = f"[{host}]" if ":" in host else host
+        announce(f"http://{name}:{listening.getsockname()[1]}/")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace_s)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(
+            f"serve: cannot listen on {host}:{port} ({error}); choose another --host or --port"
+        ) from error

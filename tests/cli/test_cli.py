@@ -1,6 +1,7 @@
 """Every command through the parser: what it prints, where, and with which exit code."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,13 +125,42 @@ def test_export_says_what_was_verified_and_verify_says_it_again(adapt, call):
     assert adapt("--out", "run", "--no-null-control").exit_code == 0
     lines = call("export", "run", "--out", "onnx").stdout.splitlines()
     assert lines[0].startswith("exported int8, ")
-    assert lines[1].startswith("verified: logits within ")
+    assert lines[1].startswith("verified: logits ")
     assert lines[-1].startswith("exported folder: ")
     assert call("verify", "onnx").stdout.startswith("verified: ")
     assert json.loads(call("verify", "onnx", "--json").stdout)["passed"]
     result = call("verify", "run")
     assert result.exit_code == 1
     assert "run is not an exported folder" in result.stderr
+
+
+def test_runs_share_a_base_and_serve_takes_one_of_their_adapters(adapt, call, fast_export, monkeypatch):
+    from lorahub_edge.serve import server
+
+    assert adapt("--out", "run", "--no-null-control").exit_code == 0
+    shutil.copytree("run", "other")
+    for run in ("run", "other"):
+        assert call("export", run, "--with-adapter", "--out", "shared").exit_code == 0
+    assert "other: example" in call("verify", "shared").stdout
+    served = []
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda _, sockets: served.append(sockets[0].getsockname()[1]))
+    result = call("serve", "shared", "--adapter", "other", "--port", 0)
+    assert result.exit_code == 0
+    assert result.stderr == f"serving shared at http://127.0.0.1:{served[0]}/\n"
+    for arguments, message in (
+        (["serve", "shared", "--adapter", "third"], "adapter 'third': no such file"),
+        (["serve", "run"], "run is not an exported folder"),
+        (["serve", "shared", "--port", 99999], "serve: cannot listen on 127.0.0.1:99999"),
+        (["serve", "shared", "--host", "no.such.host.invalid"], "serve: cannot listen on no.such.host.invalid"),
+        (["serve", "shared", "--threads", 0], "threads: expected at least 1, received 0"),
+        (["export", "run", "--with-adapter", "--out", "shared"], "run.safetensors exists"),
+        (["export", "run", "--with-adapter", "--triton", "--out", "new"], "triton: its models take no adapter"),
+        (["export", "shared", "--with-adapter", "--out", "new"], "shared is no run folder"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 1
+        assert [message in line for line in result.stderr.splitlines()] == [True], result.stderr
+    assert not Path("new").exists()
 
 
 def bad_jsonl(text):

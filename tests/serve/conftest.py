@@ -9,16 +9,14 @@ import time
 import pytest
 import uvicorn
 
-import lorahub_edge
 from lorahub_edge.serve import OnnxModel
 from lorahub_edge.serve.server import ServerSettings, make_app
 
 
 @pytest.fixture(scope="session")
-def folders(bases, tmp_path_factory):
+def folders(export_base):
     """Kind -> exported folder."""
-    root = tmp_path_factory.mktemp("served")
-    return {kind: lorahub_edge.export(str(bases[kind]), root / kind).folder for kind in ("t5", "llama")}
+    return {kind: export_base(kind).folder for kind in ("t5", "llama")}
 
 
 @pytest.fixture(params=["t5", "llama"])

@@ -1,11 +1,14 @@
 """generate: greedy, sampling, beams, stop texts and batches, with onnxruntime alone."""
 
+import dataclasses
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import lorahub_edge
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat
@@ -98,6 +101,57 @@ def test_a_stream_is_the_answer_in_pieces(model):
 def test_a_row_that_nobody_wants_leaves_the_batch(model):
     pieces = list(stream(model, TEXTS[:2], GenerationSettings(max_new_tokens=12), is_wanted=lambda row: row == 1))
     assert {piece.row for piece in pieces if piece.completion} == {1}
+
+
+class TwoTokensToACharacter:
+    """A tokenizer as those of bytes are: half a character is a replacement mark."""
+
+    def __init__(self, tokenizer):
+        self.encode = tokenizer.encode
+
+    def decode(self, token_ids, skip_special_tokens):
+        return "é" * (len(token_ids) // 2) + "\ufffd" * (len(token_ids) % 2)
+
+
+def test_a_stream_holds_half_characters_back(folders):
+    model = OnnxModel(folders["t5"])
+    model.files = dataclasses.replace(model.files, end_ids=(), tokenizer=TwoTokensToACharacter(model.files.tokenizer))
+    *pieces, last = stream(model, TEXTS[:1], GenerationSettings(max_new_tokens=7))
+    assert [piece.text for piece in pieces] == ["é"] * 3
+    assert last.text == "\ufffd"
+    assert last.completion.text == "ééé\ufffd"
+
+
+def test_a_stream_holds_back_what_may_become_a_stop_text(model):
+    for text in TEXTS:
+        words = generate(model, [text], GenerationSettings(max_new_tokens=12))[0].text.split(" ")
+        if len(words) < 4:
+            continue
+        stop = f"{words[1]} {words[2]}"
+        pieces = list(stream(model, [text], GenerationSettings(max_new_tokens=12, stop=(stop,))))
+        assert words[1] not in "".join(piece.text for piece in pieces)[len(words[0]) :]
+        return
+    pytest.fail("no answer is long enough")
+
+
+def test_an_answer_ends_where_the_models_positions_end(folders):
+    model = OnnxModel(folders["llama"])
+    model.files = dataclasses.replace(model.files, end_ids=())
+    n_positions = model.files.record["generation"]["max_positions"]
+    text = "dog " * model.files.prompt.max_input_tokens
+    answer = generate(model, [text], GenerationSettings(max_new_tokens=n_positions))[0]
+    assert answer.n_prompt_tokens + len(answer.token_ids) == n_positions
+
+
+def test_a_tokenizer_that_cuts_does_not_cut_here(folders, tmp_path):
+    folder = tmp_path / "cutting"
+    shutil.copytree(folders["t5"], folder)
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(path))
+    assert open_folder(folder).encode(TEXTS[0]) == open_folder(folders["t5"]).encode(TEXTS[0])
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ def test_completions_have_openais_shape(service, t5):
     assert body["usage"]["completion_tokens"] == sum(len(c.token_ids) for c in expected)
 
 
+def test_texts_of_one_request_sample_from_seeds_of_their_own(service):
+    body = {"max_tokens": 8, "temperature": 3.0}
+    together = service.complete(prompt=TEXTS[:1] * 3, seed=5, **body)[1]["choices"]
+    alone = [service.complete(prompt=TEXTS[0], seed=5 + row, **body)[1]["choices"][0] for row in range(3)]
+    assert [choice["text"] for choice in together] == [choice["text"] for choice in alone]
+    assert len({choice["text"] for choice in together}) > 1
+
+
 def events(client, **body):
     with contextlib.closing(client.open()) as connection:
         connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}))
