@@ -1,88 +1,12 @@
-"""One record format for all benches: a JSON line with what ran (setup), on what (machine, commit) and what came out.
-
-Result files only grow. A record's key is a hash of its setup alone, so that a bench finds what it has measured already,
-whatever the commit; among records of one key the last one counts.
-"""
+"""Where the repository keeps its records; their format is the package's (lorahub_edge/benchmark/records.py)."""
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from lorahub_edge.measure import machine, versions
+from lorahub_edge.benchmark.records import SCHEMA, Record, append, commit, key_of, make_record, read
 
-SCHEMA = 1
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
-Record = Mapping[str, Any]
-
-
-def key_of(bench: str, setup: Mapping[str, Any]) -> str:
-    """The name of a point: equal setups of a bench give equal keys, on any machine and commit."""
-    text = json.dumps([bench, setup], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def make_record(bench: str, setup: Mapping[str, Any], metrics: Mapping[str, Any]) -> Record:
-    """A record of something measured just now, by this process.
-
-    Args:
-        bench: the bench's name.
-        setup: all that was decided before the run; its hash is the key.
-        metrics: all that came out, units in the names.
-    """
-    return {
-        "schema": SCHEMA,
-        "bench": bench,
-        "key": key_of(bench, setup),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        **commit(),
-        "machine": machine(),
-        "versions": versions(),
-        "setup": dict(setup),
-        "metrics": dict(metrics),
-    }
-
-
-def commit() -> dict[str, Any]:
-    """The checkout's commit, and whether its files (results and README's generated tables aside) differ from it."""
-    inputs = [".", ":!bench/results", ":!README.md"]
-    head = _git("rev-parse", "HEAD")
-    return {"commit": head, "dirty": bool(_git("status", "--porcelain", "--", *inputs)) if head else None}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def append(path: Path, record: Record) -> None:
-    """Add a record at the end of a result file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read(path: Path) -> list[Record]:
-    """The records of a result file, oldest first, the last one of each key; none if there is no such file.
-
-    Raises:
-        ValueError: a record of another schema.
-    """
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for number, record in enumerate(records, start=1):
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"{path}:{number}: schema {record['schema']}, expected {SCHEMA}")
-    last = {record["key"]: number for number, record in enumerate(records)}
-    return [records[number] for number in sorted(last.values())]
+__all__ = ["RESULTS", "ROOT", "SCHEMA", "Record", "append", "commit", "key_of", "make_record", "read"]

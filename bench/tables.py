@@ -1,43 +1,37 @@
-"""Write README's tables from the result files, between their markers; no number in them is typed by hand.
+"""Write the pages' tables from the result files, between their markers; no number in them is typed by hand.
 
 python -m bench.tables            # write
-python -m bench.tables --check    # exit 1 if README is stale
+python -m bench.tables --check    # exit 1 if a page is stale
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from bench.records import RESULTS, ROOT, Record, read
+from bench.records import RESULTS, ROOT, read
 from bench.tables_ops import ops_table
-from lorahub_edge.adaptation import FORMS
-from lorahub_edge.adaptation import PRESETS as SEARCH_PRESETS
-
-CONTROLS = ("zero-shot", "best single module", "uniform mean", "random-LoRA null")
-PRESETS = ("lorahub-code", "edge")
-PILOT = "pilot-smollm2"
-NOTHING = "Not measured yet."
+from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket
+from bench.tables_studies import ablations, harmful_development, harmful_heldout, search_development, search_heldout
+from lorahub_edge.adaptation import FORMS, PRESETS
 
 
 def main() -> None:
     """Write the tables, or say which are stale."""
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is stale")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     options = parser.parse_args()
-    old = options.readme.read_text(encoding="utf-8")
-    new = old
-    for name, make in TABLES.items():
-        new = put_between_markers(new, name, make())
-    if new == old:
-        return
-    if options.check:
-        sys.exit(f"{options.readme.name}: a table is stale; run python -m bench.tables")
-    options.readme.write_text(new, encoding="utf-8")
+    for page, tables in PAGES.items():
+        old = page.read_text(encoding="utf-8")
+        new = old
+        for name, make in tables.items():
+            new = put_between_markers(new, name, make())
+        if new != old and options.check:
+            sys.exit(f"{page.name}: a table is stale; run python -m bench.tables")
+        if new != old:
+            page.write_text(new, encoding="utf-8")
 
 
 def put_between_markers(text: str, name: str, table: str) -> str:
@@ -50,35 +44,14 @@ def put_between_markers(text: str, name: str, table: str) -> str:
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
-        sys.exit(f"README.md: expected the markers {begin} and {end}")
+        sys.exit(f"expected the markers {begin} and {end}")
     return f"{before}{begin}\n{table}\n{end}{after}"
-
-
-def bbh_smollm2() -> str:
-    """All draws; then the pilot's own setup, measured again, beside the pilot."""
-    records = _one_pool(read(RESULTS / "bbh-smollm2.jsonl"))
-    if not records:
-        return NOTHING
-    parts = [_caption(records), _table(records)]
-    again = _one_pool(read(RESULTS / "bbh-smollm2-pilot-setup.jsonl"))
-    if again:
-        pilot = {r["setup"]["task"]: r["metrics"]["exact_match"] for r in read(RESULTS / f"{PILOT}.jsonl")}
-        beside = {"pilot's COBYLA": lambda task: f"{pilot[task]:.0f}"}
-        parts += ["The setup of a pilot that came before this repository, measured again:", _caption(again)]
-        parts += [_table(again, beside)]
-    return "\n\n".join(parts)
-
-
-def pocket_heldout() -> str:
-    """All held-out tasks and their mean."""
-    records = _one_pool(read(RESULTS / "pocket-heldout.jsonl"))
-    return f"{_caption(records)}\n\n{_table(records)}" if records else NOTHING
 
 
 def presets() -> str:
     """What each preset runs, from the code that runs it."""
     lines = ["| `--preset` | search | objective | box | evaluations |", "|---|---|---|---|---|"]
-    for preset in SEARCH_PRESETS.values():
+    for preset in PRESETS.values():
         formula = FORMS[preset.objective_form].formula.replace("alpha", f"{preset.alpha:g}").replace("|", r"\|")
         budget = f"{preset.budget}" + (" + one per module" if preset.budget_per_module else "")
         lines.append(f"| `{preset.name}` | {preset.meaning} | {formula} | ±{preset.bound:g} | {budget} |")
@@ -119,95 +92,22 @@ _SERVERS = {
     "ctranslate2": "CTranslate2, int8",
 }
 
-TABLES: dict[str, Callable[[], str]] = {
-    "bbh-smollm2": bbh_smollm2,
-    "ops": ops_table,
-    "pocket-heldout": pocket_heldout,
-    "presets": presets,
-    "serve-t5-large": serve_t5_large,
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {
+        "bbh-smollm2": bbh_smollm2,
+        "ops": ops_table,
+        "presets": presets,
+        "quality-pocket": quality_pocket,
+        "serve-t5-large": serve_t5_large,
+    },
+    ROOT / "docs" / "quality.md": {
+        "search-development": search_development,
+        "search-heldout": search_heldout,
+        "harmful-development": harmful_development,
+        "harmful-heldout": harmful_heldout,
+        "ablations": ablations,
+    },
 }
-
-
-def _one_pool(records: list[Record]) -> list[Record]:
-    """The newest record of each point, for the base and modules measured last; others do not belong in the table."""
-    pool = _pool(records[-1]) if records else ()
-    newest = {
-        (_task(r), r["setup"]["search"]["preset"], r["setup"]["search"]["seed"]): r for r in records if _pool(r) == pool
-    }
-    return list(newest.values())
-
-
-def _pool(record: Record) -> tuple[str, ...]:
-    setup = record["setup"]
-    return (str(setup["base"]), setup["modules_sha256"], setup["precision"])
-
-
-def _task(record: Record) -> str:
-    return str(record["setup"]["task"])
-
-
-def _caption(records: Sequence[Record]) -> str:
-    """What all records share."""
-    first = records[0]
-    setup = first["setup"]
-    machine = first["machine"]
-    n_seeds = len({r["setup"]["search"]["seed"] for r in records})
-    commits = sorted({(r["commit"] or "unknown")[:10] + (", dirty" if r["dirty"] else "") for r in records})
-    drawn = f"{n_seeds} seeds, each with its own draw" if n_seeds > 1 else "one seed and draw"
-    spread = "mean (lowest-highest) over " if n_seeds > 1 else ""
-    return (
-        f"Exact match in %, {spread}{drawn} of "
-        f"{setup['n_examples']} examples; {len(setup['modules'])} modules; {setup['precision']} base; "
-        f"{machine['cpu']}, threads: {machine['threads']}; commit {'; '.join(commits)}."
-    )
-
-
-def _table(records: Sequence[Record], extra: dict[str, Callable[[str], str]] | None = None) -> str:
-    """Tasks down, controls and presets across, the best mean of each row in bold."""
-    tasks = list(dict.fromkeys(_task(r) for r in records))
-    columns = [*CONTROLS, *(p for p in PRESETS if any(r["setup"]["search"]["preset"] == p for r in records))]
-    extra = extra or {}
-    lines = [f"| task | {' | '.join([*columns, *extra])} |", f"|---|{'---:|' * (len(columns) + len(extra))}"]
-    for task in tasks:
-        values = [_values(records, task, column) for column in columns]
-        cells = [*_cells(values), *(make(task) for make in extra.values())]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    if len(tasks) > 1 and not extra:
-        means = [[m] if (m := _mean_of_tasks(records, tasks, column)) is not None else [] for column in columns]
-        lines.append(f"| **mean** | {' | '.join(_cells(means, digits=1))} |")
-    return "\n".join(lines)
-
-
-def _values(records: Sequence[Record], task: str, column: str) -> list[float]:
-    """The exact matches of one cell, one per seed; a control counts once per seed, whichever preset's record has it."""
-    found: dict[int, float] = {}
-    for record in records:
-        search = record["setup"]["search"]
-        if _task(record) != task or (column in PRESETS and search["preset"] != column):
-            continue
-        row = record["metrics"]["rows"].get("adapted" if column in PRESETS else column)
-        if row is not None:
-            found[search["seed"]] = row["exact_match"]
-    return list(found.values())
-
-
-def _mean_of_tasks(records: Sequence[Record], tasks: Sequence[str], column: str) -> float | None:
-    """None unless every task has the column."""
-    cells = [_values(records, task, column) for task in tasks]
-    return statistics.fmean(statistics.fmean(c) for c in cells) if all(cells) else None
-
-
-def _cells(values: Sequence[Sequence[float]], *, digits: int = 0) -> list[str]:
-    means = [statistics.fmean(v) if v else None for v in values]
-    best = max((round(m, digits) for m in means if m is not None), default=None)
-    cells = []
-    for mean, samples in zip(means, values, strict=True):
-        if mean is None:
-            cells.append("")
-            continue
-        text = f"**{mean:.{digits}f}**" if round(mean, digits) == best else f"{mean:.{digits}f}"
-        cells.append(text if len(samples) == 1 else f"{text} ({min(samples):.0f}-{max(samples):.0f})")
-    return cells
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command line: parse, call one public function, print. No arithmetic, and no command calls another.
 
-Here: what makes an adapted model. `cli_delivery.py`: what brings it to its users.
+Here: what makes an adapted model. `cli_delivery.py`: what brings it to its users. `cli_bench.py`: what measures it.
 
 Heavy imports happen inside the commands, so that --help answers at once.
 """
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from lorahub_edge import __version__, cli_delivery, pocket
+from lorahub_edge import __version__, cli_bench, cli_delivery, pocket
 from lorahub_edge.commands import (
     BaseOption,
     CacheOption,
@@ -291,6 +291,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 cli_delivery.add_commands(app)
+cli_bench.add_commands(app)
 
 
 def main() -> None:

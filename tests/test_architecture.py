@@ -26,8 +26,9 @@ ROOMS = [
     "merging",
     "serve",
     "exporting",
+    "benchmark",
 ]
-TOP = ["pocket.make", "terminal", "commands", "cli_delivery", "cli", "__init__"]
+TOP = ["pocket.make", "terminal", "commands", "cli_delivery", "cli_bench", "cli", "__init__"]
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -41,7 +41,7 @@ PRESETS: Mapping[str, Preset] = {
     for preset in (
         Preset(
             "edge",
-            "each module alone and their mean, the best of them plus each module, then CMA-ES",
+            "each module alone, their mean and none; the best of them plus each module; then CMA-ES",
             optimizer="screen-cma",
             objective_form="published",
             budget=80,

@@ -105,6 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--module-steps", type=int, default=150, help="of each module's training")
     parser.add_argument("--module-rows", type=int, default=4800, help="rows that each module is trained on")
     parser.add_argument("--module-learning-rate", type=float, default=3e-3)
+    parser.add_argument("--module-rank", type=int, default=16, help="of each module; alpha is twice as much")
     return parser.parse_args(arguments)
 
 
@@ -125,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_base(options.out, settings)
     if "modules" in stages:
         training = TrainSettings(
+            rank=options.module_rank,
+            alpha=2 * options.module_rank,
             dropout=0.0,
             epochs=options.module_steps,
             max_steps=options.module_steps,

@@ -126,7 +126,7 @@ class ScreeningSearcher:
     generation drawn around any point pays the L1 penalty of all its coordinates at once. Single steps along the axes
     cost 2 n evaluations at most and leave CMA-ES a sparse point to refine, with a smaller step. The second screen takes
     the axes in the order of what they did alone, and at most half of the evaluations left: in a large pool CMA-ES
-    still gets its share.
+    still gets its share. Zero is looked at too, so that a search never ends behind it, but nothing starts there.
     """
 
     name = "screen-cma"
@@ -136,7 +136,7 @@ class ScreeningSearcher:
         self._seed = seed
         self._left = budget
         self._steps = np.eye(n) * min(1.0, bound)
-        self._queue: list[npt.NDArray[np.float64]] = [np.full(n, min(1.0 / n, bound)), *self._steps]
+        self._queue = self._first_screen()
         self._is_first_screen = True
         self._told: list[tuple[float, npt.NDArray[np.float64]]] = []
         self._inner: NevergradSearcher | None = None
@@ -166,14 +166,20 @@ class ScreeningSearcher:
             self._inner.tell(candidates, objectives)
 
     def _best(self) -> npt.NDArray[np.float64]:
-        return min(self._told, key=lambda pair: pair[0])[1]
+        """Where to go on from: the best so far that is not zero."""
+        return min((pair for pair in self._told if pair[1].any()), key=lambda pair: pair[0])[1]
+
+    def _first_screen(self) -> list[npt.NDArray[np.float64]]:
+        n = len(self._steps)
+        return [np.zeros(n), np.full(n, min(1.0 / n, self._bound)), *self._steps]
 
     def _second_screen(self) -> list[npt.NDArray[np.float64]]:
-        """The best point so far plus one axis each, the most promising axes first."""
-        alone = [objective for objective, _ in self._told[1:]]  # after the mean, in the axes' order
+        """The best point so far plus one axis each, the most promising axes first; what was looked at is left out."""
+        alone = [objective for objective, _ in self._told[-len(self._steps) :]]  # the axes stand last
         best = self._best()
         sums = (np.clip(best + self._steps[k], -self._bound, self._bound) for k in np.argsort(alone, kind="stable"))
-        return [point for point in sums if not np.array_equal(point, best)][: self._left // 2]
+        seen = {point.tobytes() for _, point in self._told}
+        return [point for point in sums if point.tobytes() not in seen][: self._left // 2]
 
 
 def cma_searcher(

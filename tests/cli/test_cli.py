@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from lorahub_edge.cli import app
 from tests import tiny
 
-COMMANDS = ["adapt", "doctor", "evaluate", "export", "merge", "plan", "predict", "serve", "train", "verify"]
+COMMANDS = [
+    "adapt", "bench", "doctor", "evaluate", "export", "merge", "plan", "predict", "serve", "train", "verify",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -37,11 +39,13 @@ def adapt(call, bases, module_folders, example_file):
 
 def test_help_names_every_command_and_every_option_has_help(call):
     text = call("--help").stdout
+    commands = dict(typer.main.get_command(app).commands)
+    assert sorted(commands) == sorted(COMMANDS)
     for command in COMMANDS:
         assert command in text
-        assert "Example: " in call(command, "--help").stdout
-    commands = typer.main.get_command(app).commands
-    assert sorted(commands) == sorted(COMMANDS)
+    commands |= {f"bench {name}": command for name, command in commands.pop("bench").commands.items()}
+    for command in commands:
+        assert "Example: " in call(*command.split(), "--help").stdout
     assert [p.name for c in commands.values() for p in c.params if p.name != "help" and not p.help] == []
     assert call("--version").stdout.startswith("lorahub-edge 0.")
 
@@ -85,6 +89,25 @@ def test_train_makes_a_module_that_adapt_takes(call, adapt, bases, example_file)
     assert "trained module skill" in result.stdout
     assert adapt("--modules", "hub", "--out", "run").exit_code == 0
     assert "skill" in json.loads(Path("run/coefficients.json").read_text())
+
+
+def test_bench_quality_prints_its_tables_and_goes_on_where_it_was(call, bases, module_folders, example_file):
+    arguments = [
+        "bench", "quality", "--base", bases["t5"], "--modules", module_folders["t5"], "--tasks", example_file,
+        "--n-examples", 3, "--seeds", 1, "--device", "cpu", "--out", "q.jsonl",
+    ]  # fmt: skip
+    first = call(*arguments, "--methods", "zero-shot", "--methods", "uniform")
+    assert first.exit_code == 0, first.output
+    assert "| method | exact match | best of seeds on test (oracle) |" in first.stdout
+    assert "| task | zero-shot | uniform |" in first.stdout
+    second = call(*arguments, "--methods", "uniform", "--methods", "best-single", "--json")
+    assert [r["setup"]["method"]["name"] for r in json.loads(second.stdout)] == ["best-single", "uniform"]
+    assert "uniform: exact match" in second.stderr
+    assert "on record" in second.stderr
+    assert len(Path("q.jsonl").read_text().splitlines()) == 3
+    refused = call(*arguments, "--methods", "sgd")
+    assert refused.exit_code == 1
+    assert "method 'sgd' is not known" in refused.stderr
 
 
 def test_merge_says_what_survived_then_where_the_folder_is(adapt, call):

@@ -79,11 +79,11 @@ def test_the_first_generation_spreads_as_stated(n):
     assert std == pytest.approx(CMA_STD_SHARE * 1.5, rel=0.12)
 
 
-def test_screening_looks_at_the_mean_and_every_axis_then_at_the_best_plus_every_axis():
+def test_screening_looks_at_zero_the_mean_and_every_axis_then_at_the_best_plus_every_axis():
     searcher = make_searcher("screen-cma", 3, bound=1.5, budget=30, seed=0)
     first = searcher.ask(30)
-    np.testing.assert_array_equal(first, [[1 / 3] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    searcher.tell(first, np.array([3.0, 2.0, 0.5, 1.0]))
+    np.testing.assert_array_equal(first, [[0, 0, 0], [1 / 3] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    searcher.tell(first, np.array([4.0, 3.0, 2.0, 0.5, 1.0]))
     second = searcher.ask(2)
     np.testing.assert_array_equal(second, [[0, 1.5, 0], [0, 1, 1]])  # the most promising axes first
     searcher.tell(second, np.array([0.6, 0.7]))
@@ -95,11 +95,35 @@ def test_screening_looks_at_the_mean_and_every_axis_then_at_the_best_plus_every_
     np.testing.assert_allclose(around.mean(axis=0), [1, 1, 0], atol=0.25)  # around the best of them all
 
 
+def test_where_every_axis_does_harm_the_search_does_not_end_behind_zero_nor_start_there():
+    searcher = make_searcher("screen-cma", 3, bound=1.5, budget=30, seed=0)
+    first = searcher.ask(30)
+    searcher.tell(first, np.array([0.1, 3.0, 2.0, 0.5, 1.0]))
+    np.testing.assert_array_equal(searcher.ask(2), [[0, 1.5, 0], [0, 1, 1]])
+    cone = run_search(
+        lambda candidates: [Number(float(np.abs(c).sum())) for c in candidates],
+        make_searcher("screen-cma", 20, bound=1.5, budget=60, seed=0),
+        60,
+    )
+    assert cone.best.value.objective == 0.0
+
+
+def test_no_screen_looks_at_a_point_twice():
+    seen: list[bytes] = []
+
+    def evaluate(candidates):
+        seen.extend(c.tobytes() for c in candidates)
+        return function(np.array([1.2, 0.0, 0.0]))(candidates)  # the best axis at 1, then clipped at the bound of 1
+
+    run_search(evaluate, make_searcher("screen-cma", 3, bound=1.0, budget=8, seed=0), 8)
+    assert len(set(seen)) == len(seen)
+
+
 def test_in_a_large_pool_the_second_screen_leaves_half_of_the_rest_to_cma():
-    searcher = make_searcher("screen-cma", 50, bound=1.5, budget=71, seed=0)
-    for start in range(0, 51, SCREEN_BATCH):
+    searcher = make_searcher("screen-cma", 50, bound=1.5, budget=72, seed=0)
+    for start in range(0, 52, SCREEN_BATCH):
         batch = searcher.ask(100)
-        assert len(batch) == min(SCREEN_BATCH, 51 - start)
+        assert len(batch) == min(SCREEN_BATCH, 52 - start)
         searcher.tell(batch, 5 - np.arange(start, start + len(batch)) / 10)  # the later, the better
     second = searcher.ask(100)
     assert len(second) == 10

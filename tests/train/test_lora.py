@@ -11,7 +11,7 @@ import lorahub_edge
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
 from lorahub_edge.tasks import Example
 from lorahub_edge.train import TrainSettings, train_module
-from lorahub_edge.train.lora import causal_batch, seq2seq_batch
+from lorahub_edge.train.loop import causal_batch, seq2seq_batch
 from tests import tiny
 
 ROWS = [Example(*row) for row in tiny.ROWS]

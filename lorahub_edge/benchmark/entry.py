@@ -1,0 +1,143 @@
+"""The two benches as functions: quality on any base, modules and tasks; and the protocol of LoRAHub's Table 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorahub_edge.adaptation.settings import check_numbers
+from lorahub_edge.base import Base, load_base
+from lorahub_edge.benchmark.methods import METHODS, Method, methods_by_name
+from lorahub_edge.benchmark.published import DATA_URL, MODULES, draw_modules, fetch_data, module_specs
+from lorahub_edge.benchmark.quality import Results, Say, measure
+from lorahub_edge.benchmark.records import Record
+from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, find_tasks
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules import load_modules
+
+# The columns of the paper's Table 1 that need no training, and ours.
+BBH_METHODS = ("zero-shot", "in-context", "lorahub-code", "edge")
+
+PUBLISHED_BASE = "google/flan-t5-large"
+PUBLISHED_MAX_NEW_TOKENS = 256
+PUBLISHED_EXAMPLE_SEED = 42
+
+
+def bench_quality(
+    base: str | Path | Base = "pocket",
+    modules: str | Path | Sequence[str | Path] = "pocket",
+    tasks: Sequence[str] = ("pocket",),
+    *,
+    out: str | Path,
+    methods: Sequence[str] = (),
+    n_seeds: int = 3,
+    protocol: Protocol | None = None,
+    precision: str = "int8",
+    device: str = "auto",
+    again: bool = False,
+    say: Say = lambda text: None,
+) -> list[Record]:
+    """Measure methods on tasks: exact match, losses, tokens, time and memory, one record per point.
+
+    Args:
+        base, modules, precision, device: as `adapt` takes them.
+        tasks: see `find_tasks`.
+        out: a result file. It only grows; points that it has are not measured again.
+        methods: names in METHODS; none for all.
+        n_seeds: seeds 1 ... n, with example draws 42, 43, ...
+        protocol: how points are measured; default Protocol("quality").
+        again: measure also what `out` has.
+        say: told of every point, in a line.
+
+    Returns:
+        The records of all points asked for.
+
+    Raises:
+        InvalidInput, IncompatibleModules, UnsupportedFormat: see there; nothing is measured then.
+        KeyboardInterrupt: what was measured until then is in `out`.
+    """
+    protocol = protocol or Protocol("quality")
+    seeds, chosen, found = _checked(protocol, n_seeds, methods or tuple(METHODS), tasks)
+    results = Results(Path(out), again=again)
+    loaded = base if isinstance(base, Base) else load_base(str(base), precision=precision, device=device)
+    pool = Pool(loaded, load_modules(modules))
+    return measure(protocol, pool, found, chosen, seeds=seeds, results=results, say=say)
+
+
+def bench_bbh(
+    base: str | Path | Base = PUBLISHED_BASE,
+    modules: Sequence[str] = (MODULES,),
+    data: str = DATA_URL,
+    *,
+    out: str | Path,
+    only: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    n_seeds: int = 5,
+    n_modules: int = 20,
+    protocol: Protocol | None = None,
+    precision: str = "int8",
+    device: str = "auto",
+    again: bool = False,
+    say: Say = lambda text: None,
+) -> list[Record]:
+    """The protocol of the paper's Table 1: every seed draws modules, every task has one draw of five examples.
+
+    Args:
+        base: the published modules are for google/flan-t5-large.
+        modules: "lorahub" or folders of modules; see `module_specs`. Seed k draws n_modules of them.
+        data: see `fetch_data`; the folder of LoRAHub's release, one folder per task with example.jsonl and
+            zero_shot.jsonl. What is downloaded is kept beside `out`.
+        only: names of tasks; none for all.
+        methods: names in METHODS; none for BBH_METHODS.
+        n_seeds: seeds 1 ... n.
+        out, protocol, precision, device, again, say: see `bench_quality`. The default protocol is the
+            release's: five examples by random.seed(42), all test rows, answers of at most 256 tokens.
+
+    Returns, raises: as `bench_quality`. Methods that use no modules are measured once, not per seed.
+
+    Source: LoRAHub, arXiv:2307.13269, as its released script does it.
+    """
+    out = Path(out)
+    protocol = protocol or Protocol("bbh", prompt="plain", max_new_tokens=PUBLISHED_MAX_NEW_TOKENS)
+    specs = module_specs(list(modules))
+    draw_modules(specs, n_modules, 1)
+    folder = fetch_data(str(data), out.absolute().parent)
+    seeds, chosen, tasks = _checked(protocol, n_seeds, methods or BBH_METHODS, [str(folder)])
+    tasks = _only(tasks, only)
+    results = Results(out, again=again)
+    loaded = base if isinstance(base, Base) else load_base(str(base), precision=precision, device=device)
+    records: list[Record] = []
+    for seed in seeds:
+        pool = Pool(loaded, load_modules(draw_modules(specs, n_modules, seed)))
+        records += measure(
+            protocol,
+            pool,
+            tasks,
+            chosen,
+            seeds=[seed],
+            results=results,
+            example_seed=PUBLISHED_EXAMPLE_SEED,
+            say=say,
+        )
+    return records
+
+
+def _checked(
+    protocol: Protocol, n_seeds: int, methods: Sequence[str], tasks: Sequence[str]
+) -> tuple[list[int], list[Method], list[TaskRows]]:
+    """Seeds, methods and tasks, before anything slow begins."""
+    check_numbers(
+        n_seeds=n_seeds,
+        n_examples=protocol.n_examples,
+        n_test=protocol.n_test,
+        max_new_tokens=protocol.max_new_tokens,
+        batch_size=protocol.batch_size,
+    )
+    return list(range(1, n_seeds + 1)), methods_by_name(list(methods)), find_tasks(list(tasks))
+
+
+def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:
+    known = [task.name for task in tasks]
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidInput(f"task '{unknown[0]}' is not in the data; it has {', '.join(known)}")
+    return [task for task in tasks if not names or task.name in names]

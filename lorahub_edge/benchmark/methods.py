@@ -1,0 +1,246 @@
+"""The methods that stand in a quality table, by name: how each comes from a few examples to a model that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lorahub_edge.adaptation import PRESETS, AdaptedModel, Objective, Value
+from lorahub_edge.adaptation.objective import objective_on
+from lorahub_edge.adaptation.settings import SearchSettings
+from lorahub_edge.benchmark.trial import Trial
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules import ModuleStack, random_modules
+from lorahub_edge.search import SearchResult, make_searcher, run_search
+from lorahub_edge.train import TrainSettings, tuned
+
+Metrics = Mapping[str, Any]
+
+# The released search's budget, and what "equal time" is measured against.
+REFERENCE = "lorahub-code"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a method made of the examples.
+
+    Attributes:
+        model: answers and has losses.
+        detail: for people.
+        n_evaluations: passes over the examples: evaluations of a search, steps of a training.
+        coefficients: (n_modules,), where there are any.
+        has_examples_in_prompt: whether the model reads the examples with every question.
+        resolved: the optimiser that really ran, if one did.
+    """
+
+    model: AdaptedModel
+    detail: str
+    n_evaluations: int = 0
+    coefficients: npt.NDArray[np.float64] | None = None
+    resolved: str | None = None
+    has_examples_in_prompt: bool = False
+
+    def __repr__(self) -> str:
+        return f"Fitted({self.detail}, {self.n_evaluations} evaluations)"
+
+
+# Metrics of the trial's earlier methods by name -> what was fitted, for as long as the block lasts.
+Fit: TypeAlias = "Callable[[Trial, Mapping[str, Metrics]], AbstractContextManager[Fitted]]"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to adapt.
+
+    Attributes:
+        name: as --methods takes it and as tables show it.
+        meaning: for people.
+        fit: see Fit.
+        settings: all that decides its outcome beside the trial's draw, for the record's key.
+        uses_modules: whether the pool's modules matter to it; if not, one record serves every pool.
+        after: methods whose metrics `fit` needs.
+        precision: of the base, where it is not the pool's.
+    """
+
+    name: str
+    meaning: str
+    fit: Fit
+    settings: Callable[[Trial], Mapping[str, Any]] = lambda trial: {}
+    uses_modules: bool = True
+    after: tuple[str, ...] = ()
+    precision: str | None = None
+
+
+@contextmanager
+def _zero_shot(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+    zeros = np.zeros(len(trial.pool.modules))
+    yield Fitted(trial.model(zeros), "the base alone", coefficients=zeros)
+
+
+@contextmanager
+def _in_context(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+    """Examples before the question, as many as leave room for the longest one."""
+    prompt, examples = trial.prompt, trial.task.examples
+    longest = max((e.input for e in trial.task.test), key=lambda text: len(prompt.encode_input(text)[0]))
+    for n in range(len(examples), -1, -1):
+        shots = "".join(f"{e.input}\n{e.target}\n\n" for e in examples[:n])
+        with_shots = replace(prompt, before=prompt.before + shots)
+        if n == 0 or not with_shots.encode_input(longest)[1]:
+            break
+    model = replace(trial.model(np.zeros(len(trial.pool.modules))), prompt=with_shots)
+    yield Fitted(model, f"{n} examples before the question", has_examples_in_prompt=True)
+
+
+@contextmanager
+def _best_single(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+    n = len(trial.pool.modules)
+    settings = SearchSettings.of(PRESETS["edge"], n, seed=trial.seed)
+    with objective_on(trial.pool.base, trial.pool.stack, trial.encoded, settings) as objective:
+        losses = [value.mean_loss for value in objective(np.eye(n))]
+    best = int(np.argmin(losses))
+    detail = f"{trial.pool.stack.names[best]}, by loss on the examples"
+    coefficients = np.eye(n)[best]
+    yield Fitted(trial.model(coefficients), detail, n, coefficients)
+
+
+@contextmanager
+def _uniform(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+    n = len(trial.pool.modules)
+    coefficients = np.full(n, 1.0 / n)
+    yield Fitted(trial.model(coefficients), f"all at 1/{n}", coefficients=coefficients)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A preset's search, perhaps with another budget, perhaps over random modules."""
+
+    preset: str
+    budget: int | None = None
+    over_random_modules: bool = False
+    as_long_as: str | None = None
+
+    def settings(self, trial: Trial) -> Mapping[str, Any]:
+        search = SearchSettings.of(PRESETS[self.preset], len(trial.pool.modules), seed=trial.seed, budget=self.budget)
+        changes = {"budget": f"the time of {self.as_long_as}"} if self.as_long_as else {}
+        return {**asdict(search), **changes, "over_random_modules": self.over_random_modules}
+
+    @contextmanager
+    def fit(self, trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+        n = len(trial.pool.modules)
+        budget = self._budget_in_time(trial, known) if self.as_long_as else self.budget
+        settings = SearchSettings.of(PRESETS[self.preset], n, seed=trial.seed, budget=budget)
+        stack = random_modules(trial.pool.stack, trial.seed) if self.over_random_modules else trial.pool.stack
+        with objective_on(trial.pool.base, stack, trial.encoded, settings) as objective:
+            result = search(objective, settings, stack)
+        best, n_evaluations = result.best.coefficients, result.n_evaluations
+        model = trial.model(best, stack=stack)
+        detail = f"best of {n_evaluations} evaluations"
+        yield Fitted(model, detail, n_evaluations, best, result.resolved_optimizer)
+
+    def _budget_in_time(self, trial: Trial, known: Mapping[str, Metrics]) -> int:
+        """Evaluations that the other search's time pays for, at what an evaluation cost this preset in its own run."""
+        time = "seconds" if trial.pool.base.device.type == "cuda" else "cpu_seconds"
+        own, other = known[self.preset], known[str(self.as_long_as)]
+        return max(1, int(other[time] * own["n_evaluations"] / own[time]))
+
+
+def search(objective: Objective, settings: SearchSettings, stack: ModuleStack) -> SearchResult[Value]:
+    """Run the search that the settings name.
+
+    Raises:
+        KeyboardInterrupt: also where the search itself would keep what it has: half a budget compares nothing.
+    """
+    limits = {"bound": settings.bound, "budget": settings.budget, "seed": settings.seed}
+    searcher = make_searcher(settings.optimizer, len(stack.names), **limits)  # type: ignore[arg-type]
+    result = run_search(objective, searcher, settings.budget)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Gradient descent on the examples alone; all of them are one batch."""
+
+    kind: str
+    learning_rate: float
+    epochs: int = 40
+
+    def _train_settings(self, trial: Trial) -> TrainSettings:
+        n = len(trial.task.examples)
+        rates = {"epochs": self.epochs, "learning_rate": self.learning_rate}
+        return TrainSettings(
+            **rates,  # type: ignore[arg-type]
+            batch_size=n,
+            max_input_tokens=trial.prompt.max_input_tokens,
+            seed=trial.seed,
+        )
+
+    def settings(self, trial: Trial) -> Mapping[str, Any]:
+        return {"kind": self.kind, **asdict(self._train_settings(trial))}
+
+    @contextmanager
+    def fit(self, trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+        base, settings = trial.pool.base, self._train_settings(trial)
+        with tuned(base, trial.task.examples, self.kind, settings=settings, prompt=trial.template) as result:
+            model = trial.model(np.zeros(len(trial.pool.modules)))  # modules at zero add exactly nothing
+            detail = f"{result.n_parameters} parameters, lr {self.learning_rate:g}, {self.epochs} epochs"
+            yield Fitted(model, detail, len(result.losses))
+
+
+def _of_search(name: str, meaning: str, search: _Search, *, after: tuple[str, ...] = ()) -> Method:
+    return Method(name, meaning, search.fit, search.settings, after=after)
+
+
+def of_tuning(name: str, meaning: str, tuning: Tuning) -> Method:
+    """A training as a method."""
+    return Method(name, meaning, tuning.fit, tuning.settings, uses_modules=False, precision="fp32")
+
+
+# In the order of the tables. The settings of the three trainings are those of LoRAHub's own baselines.
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method("zero-shot", "the base alone", _zero_shot, uses_modules=False),
+        Method("in-context", "the examples before every question", _in_context, uses_modules=False),
+        Method("best-single", "the module with the lowest loss on the examples", _best_single),
+        Method("uniform", "the mean of all modules", _uniform),
+        _of_search("random-null", "`edge` over random modules", _Search("edge", over_random_modules=True)),
+        _of_search("lorahub-code", "the released code's search", _Search("lorahub-code")),
+        _of_search("lorahub-paper", "the search as the paper describes it", _Search("paper")),
+        _of_search("edge", "preset `edge`", _Search("edge")),
+        _of_search(
+            "edge-equal-budget",
+            f"`edge` with the evaluations of `{REFERENCE}`",
+            _Search("edge", budget=PRESETS[REFERENCE].budget),
+        ),
+        _of_search(
+            "edge-equal-time",
+            f"`edge` in the time of `{REFERENCE}`",
+            _Search("edge", as_long_as=REFERENCE),
+            after=(REFERENCE, "edge"),
+        ),
+        of_tuning("lora-tuning", "new LoRA factors by gradient", Tuning("lora", 2e-4)),
+        of_tuning("ia3", "(IA)3 by gradient", Tuning("ia3", 2e-4)),
+        of_tuning("full-tuning", "all parameters by gradient", Tuning("full", 3e-5)),
+    )
+}
+
+
+def methods_by_name(names: list[str]) -> list[Method]:
+    """Look up methods, in the tables' order.
+
+    Raises:
+        InvalidInput: an unknown name; a method without one that it is compared with.
+    """
+    if unknown := [name for name in names if name not in METHODS]:
+        raise InvalidInput(f"method '{unknown[0]}' is not known; expected {', '.join(METHODS)}")
+    for name in names:
+        if missing := [other for other in METHODS[name].after if other not in names]:
+            raise InvalidInput(f"method '{name}' is measured against {', '.join(missing)}: name these too")
+    return [method for name, method in METHODS.items() if name in names]

@@ -1,0 +1,210 @@
+"""What is measured on: a pool of modules on a base, tasks, a protocol; a trial is one draw of one task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorahub_edge import pocket
+from lorahub_edge.adaptation import AdaptedModel
+from lorahub_edge.adaptation.task import Task, load_task
+from lorahub_edge.base import Base, load_base
+from lorahub_edge.errors import InvalidInput
+from lorahub_edge.modules import LoraModule, ModuleStack
+from lorahub_edge.sources import sha256_files
+from lorahub_edge.tasks import EncodedExample, PromptFormat
+
+EXAMPLE_FILE, TEST_FILE = "example.jsonl", "zero_shot.jsonl"  # of a task's folder as LoRAHub released it
+_ROW_FILES = (".jsonl", ".json", ".csv")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A base and the modules that a search may use, loaded once for many trials."""
+
+    base: Base
+    modules: Sequence[LoraModule]
+
+    @cached_property
+    def stack(self) -> ModuleStack:
+        """The modules laid out for the base.
+
+        Raises:
+            IncompatibleModules: a module for another base.
+        """
+        return ModuleStack.build(self.modules, self.base)
+
+    def at(self, precision: str | None) -> Pool:
+        """The same pool with its base in another precision, ready to be used; itself if that is the one it has."""
+        if precision in (None, self.base.precision):
+            return self
+        base = load_base(self.base.source.spec, precision=str(precision), device=self.base.device.type)
+        return replace(self, base=base).ready()
+
+    def ready(self) -> Pool:
+        """Itself, with the modules laid out."""
+        _ = self.stack
+        return self
+
+    def base_record(self) -> dict[str, Any]:
+        """Names and hashes, no places."""
+        files = {Path(name).name: digest for name, digest in sha256_files(self.base.weight_files).items()}
+        return {"base": files, "precision": self.base.precision, "device": self.base.device.type}
+
+    def modules_record(self) -> dict[str, Any]:
+        """Names, and one hash over all files."""
+        digests = {m.name: sha256_files(m.files) for m in self.modules}
+        digest = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
+        return {"modules": list(digests), "modules_sha256": digest}
+
+    def __repr__(self) -> str:
+        return f"Pool({self.base!r}, {len(self.modules)} modules)"
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Where a task's rows come from: what the examples are drawn from and what is tested on, as `adapt` takes them."""
+
+    name: str
+    examples: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How every point of a bench is measured.
+
+    Attributes:
+        bench: the bench's name, part of every key.
+        prompt: see `PromptFormat.for_base`.
+        n_examples: what a method may learn from.
+        n_test: at most so many other rows; None for all.
+        max_new_tokens: answers are cut here; None for adapt's own rule.
+        batch_size: inputs answered together; part of no key.
+    """
+
+    bench: str
+    prompt: str = "auto"
+    n_examples: int = 5
+    n_test: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 16
+
+    def record(self) -> dict[str, Any]:
+        """What decides the outcome."""
+        return {name: value for name, value in vars(self).items() if name not in ("bench", "batch_size")}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw of one task, ready for any method.
+
+    Attributes:
+        pool: base and modules.
+        rows: where the task came from.
+        task: the drawn examples and the test rows.
+        example_seed: of the draw.
+        seed: of whatever a method draws itself.
+        prompt, encoded, max_new_tokens: as `adapt` has them.
+        template: what `prompt` was made from.
+    """
+
+    pool: Pool
+    rows: TaskRows
+    task: Task
+    example_seed: int
+    seed: int
+    prompt: PromptFormat
+    encoded: Sequence[EncodedExample]
+    max_new_tokens: int
+    template: str
+
+    @classmethod
+    def of(cls, pool: Pool, rows: TaskRows, protocol: Protocol, *, example_seed: int, seed: int) -> Trial:
+        """Draw and tokenise.
+
+        Raises:
+            InvalidInput: see `load_task` and `PromptFormat.for_base`.
+        """
+        draw = {"n_examples": protocol.n_examples, "n_test": protocol.n_test, "example_seed": example_seed}
+        task = replace(load_task(rows.examples, rows.test, **draw), name=rows.name)  # type: ignore[arg-type]
+        prompt = PromptFormat.for_base(pool.base, template=protocol.prompt)
+        encoded = prompt.encode_all(task.examples)
+        max_new_tokens = protocol.max_new_tokens or 2 * max(len(e.target_ids) for e in encoded) + 8
+        return cls(pool, rows, task, example_seed, seed, prompt, encoded, max_new_tokens, protocol.prompt)
+
+    def model(self, coefficients: npt.NDArray[np.float64], *, stack: ModuleStack | None = None) -> AdaptedModel:
+        """The base with modules at these coefficients (n_modules,)."""
+        chosen = self.pool.stack if stack is None else stack
+        return AdaptedModel(self.pool.base, chosen, torch.tensor(coefficients), self.prompt, self.max_new_tokens)
+
+    def record(self) -> dict[str, Any]:
+        """Task, draw and files by hash."""
+        record: Mapping[str, Any] = self.task.record
+        hashes = {part: record[part].get("sha256") for part in ("examples", "test")}
+        return {"task": self.rows.name, "task_sha256": hashes, "example_seed": self.example_seed}
+
+    def __repr__(self) -> str:
+        return f"Trial({self.task!r}, draw {self.example_seed}, seed {self.seed})"
+
+
+def find_tasks(specs: Sequence[str]) -> list[TaskRows]:
+    """Tasks by what a user names, in order.
+
+    Args:
+        specs: "pocket" (all embedded held-out tasks) or "pocket/TASK"; a file of rows, of which some become the
+            examples and the rest the test; a folder with example.jsonl and zero_shot.jsonl, as LoRAHub released its
+            tasks; a folder of such files or folders, taken in name order.
+
+    Raises:
+        InvalidInput: nothing of that name, or two tasks of one name.
+    """
+    tasks = [task for spec in specs for task in _tasks_of(spec)]
+    names = [task.name for task in tasks]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InvalidInput(f"tasks: the name '{twice[0]}' occurs twice; give each task once")
+    if not tasks:
+        raise InvalidInput("tasks: none were given; expected pocket, files or folders of rows")
+    return tasks
+
+
+def _tasks_of(spec: str) -> list[TaskRows]:
+    if spec == "pocket":
+        return [TaskRows(name, f"pocket/{name}", f"pocket/{name}") for name in pocket.heldout_names()]
+    prefix, _, name = spec.partition("/")
+    if prefix == "pocket" and name in pocket.heldout_names():
+        return [TaskRows(name, spec, spec)]
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise InvalidInput(
+            f"task '{spec}' was not found; expected pocket, pocket/TASK with TASK one of "
+            f"{', '.join(pocket.heldout_names())}, or a file or folder of rows"
+        )
+    if path.is_file() or _is_released(path):
+        return [_task_at(path)]
+    found = [_task_at(child) for child in sorted(path.iterdir()) if child.suffix in _ROW_FILES or _is_released(child)]
+    if not found:
+        raise InvalidInput(
+            f"tasks {path}: expected {EXAMPLE_FILE} and {TEST_FILE}, or such folders, or files ending in "
+            f"{', '.join(_ROW_FILES)}; found none"
+        )
+    return found
+
+
+def _is_released(path: Path) -> bool:
+    return (path / EXAMPLE_FILE).is_file() and (path / TEST_FILE).is_file()
+
+
+def _task_at(path: Path) -> TaskRows:
+    """A released task's folder, or a file of rows."""
+    if path.is_dir():
+        return TaskRows(path.name, str(path / EXAMPLE_FILE), str(path / TEST_FILE))
+    return TaskRows(path.name.split(".")[0], str(path), str(path))

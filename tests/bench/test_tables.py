@@ -1,0 +1,72 @@
+"""The tables say what the records say, the first bench's records too."""
+
+import pytest
+
+from bench import tables, tables_quality, tables_studies
+from bench.records import append, make_record
+
+
+def test_tables_are_put_between_their_markers_and_nothing_else_changes():
+    text = "a\n<!-- begin:x -->\nold\n<!-- end:x -->\nb"
+    assert tables.put_between_markers(text, "x", "new") == "a\n<!-- begin:x -->\nnew\n<!-- end:x -->\nb"
+    with pytest.raises(SystemExit, match="expected the markers"):
+        tables.put_between_markers("no markers", "x", "new")
+
+
+def first_record(preset, seed, adapted, zero):
+    search = {"preset": preset, "seed": seed}
+    setup = {"task": "t", "search": search, "base": {}, "modules": ["a"], "modules_sha256": "1", "precision": "int8"}
+    rows = {"zero-shot": {"exact_match": zero}, "adapted": {"exact_match": adapted}}
+    return make_record("first", {**setup, "n_examples": 5}, {"rows": rows})
+
+
+def test_records_of_the_first_bench_count_a_control_once_per_seed():
+    records = [first_record("edge", 1, 50.0, 8.0), first_record("lorahub-code", 1, 40.0, 8.0)]
+    records += [first_record("edge", 2, 70.0, 10.0)]
+    cells = tables_quality._first_cells(records)
+    assert [row["exact_match"] for row in cells["t", "zero-shot"]] == [8.0, 10.0]
+    assert [row["exact_match"] for row in cells["t", "edge"]] == [50.0, 70.0]
+    assert [row["exact_match"] for row in cells["t", "lorahub-code"]] == [40.0]
+
+
+def quality_record(base, modules, method, seed, score):
+    shared = {"task": "t", "example_seed": seed, "base": base, "method": {"name": method}}
+    own = {"modules": ["a"], "modules_sha256": modules} if modules else {}
+    return make_record("quality", {**shared, **own}, {"exact_match": score})
+
+
+def test_only_the_base_and_modules_measured_last_are_in_the_table():
+    records = [
+        quality_record("old", "1", "edge", 42, 1.0),
+        quality_record("new", "1", "edge", 42, 2.0),
+        quality_record("new", None, "zero-shot", 42, 3.0),
+        quality_record("old", None, "zero-shot", 42, 4.0),
+        quality_record("new", "2", "edge", 42, 5.0),
+    ]
+    assert [r["metrics"]["exact_match"] for r in tables_quality.of_newest_pool(records)] == [3.0, 5.0]
+
+
+def test_strategies_are_compared_where_all_have_the_same_points(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.search_development() == "Not measured yet."
+    shared = {"tasks": "development", "pool": "all", "task": "t", "modules": ["a"]}
+    for strategy, scores in {"one": (10.0, 30.0), "two": (40.0, 50.0), "three": (99.0,)}.items():
+        for seed, score in enumerate(scores):
+            setup = {**shared, "strategy": strategy, "seed": seed, "budget": 40}
+            metrics = {"exact_match": score, "objective": 1.0 if strategy == "one" else 2.0}
+            append(tmp_path / "search-study.jsonl", make_record("search-study", setup, metrics))
+    table = tables_studies.search_development().splitlines()[2:]
+    assert table == ["| strategy | 40 |", "|---|---:|", "| one | 20.0 / **1.000** |", "| two | **45.0** / 2.000 |"]
+
+
+def test_a_search_that_ends_above_zero_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.harmful_heldout() == "Not measured yet."
+    for strategy, objectives in {"none": (1.0, 2.0), "one": (0.5, 2.5), "two": (0.5,)}.items():
+        for seed, objective in enumerate(objectives):
+            setup = {"tasks": "held-out", "pool": "harmful", "task": "t", "modules": ["a"], "budget": 107}
+            metrics = {"exact_match": 10.0, "objective": objective}
+            record = make_record("search-study", {**setup, "strategy": strategy, "seed": seed}, metrics)
+            append(tmp_path / "search-study.jsonl", record)
+    rows = tables_studies.harmful_heldout().splitlines()[-2:]
+    assert rows == ["| none | 10.0 | 1.500 | 0 of 2 |", "| one | 10.0 | 1.500 | 1 of 2 |"]
