@@ -10,13 +10,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: help demo test clients lint format build sanitize cross-check callgrind docs tables clean
+.PHONY: help demo test clients bench bench-quick lint format build sanitize cross-check callgrind docs tables clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
 	@echo "make clients      install what tests/clients loads exported folders with: optimum-onnx, transformers.js (needs npm)"
+	@echo "make bench        measure time and memory beside the peers (half an hour, 20 GB of disk in WORK)"
+	@echo "make bench-quick  the same in three minutes, on small models, without peers"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make format  write the formatting that lint asks for"
 	@echo "make build   install the package into $(VENV)"
@@ -32,6 +34,21 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# Where benches keep random models and caches between runs.
+WORK ?= build/bench
+
+bench: $(VENV)/.installed-dev clients
+	$(BIN)/python -m bench.ops
+	$(BIN)/python -m bench.adapt $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.curves $(WORK) --again
+	$(BIN)/python -m bench.serve_convert $(WORK)/large $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.serve $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.compare
+
+bench-quick: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.curves $(WORK) --quick --out $(WORK)/quick.jsonl --again
+	$(BIN)/python -m bench.compare --results $(WORK)
 
 # Each in an environment of its own. What cannot be installed here is left out, and its tests are skipped.
 clients:

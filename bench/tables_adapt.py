@@ -1,0 +1,98 @@
+"""The tables of one evaluation, a whole adapt and their memory, from the records of bench.adapt and bench.curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.records import RESULTS, Record, read
+
+NOTHING = "Not measured yet."
+NAMES = {
+    "ours": "lorahub_edge, int8, with LoRA",
+    "lorahub": "lorahub 0.1.0, float32, with LoRA",
+    "bitsandbytes": "transformers + bitsandbytes int8, no LoRA",
+    "ctranslate2": "CTranslate2 int8, no LoRA",
+    "int-mm": "the int8 products alone (`torch._int_mm`), the floor",
+}
+_PARTS = {"evaluation": "one candidate in a generation of 12", "whole": "`adapt` with 40 evaluations, start to exit"}
+
+
+def adapt_table() -> str:
+    """Time and peak memory of every contender, with how many times ours each is."""
+    records = [r for r in read(RESULTS / "adapt-t5-large.jsonl") if r["setup"]["part"] in _PARTS]
+    if not records:
+        return NOTHING
+    lines = ["| | | seconds | times ours | peak memory, GB |", "|---|---|---:|---:|---:|"]
+    for part, what in _PARTS.items():
+        rows = {r["setup"]["contender"]: r for r in records if r["setup"]["part"] == part}
+        for name, record in rows.items():
+            m, ours = record["metrics"], rows["ours"]["metrics"]["median_s"]
+            times = "" if name == "ours" else f"{m['median_s'] / ours:.2f}"
+            lines.append(f"| {what} | {NAMES[name]} | {m['median_s']:.2f} | {times} | {m['peak_bytes'] / 1e9:.2f} |")
+    setup = records[-1]["setup"]
+    caption = (
+        f"FLAN-T5-large's shape, {setup['n_modules']} modules of rank 16, five examples of 81 tokens, "
+        f"{setup['threads']} threads; medians, contenders in turns, each in a process of its own; {_where(records)}."
+    )
+    return "\n".join([caption, "", *lines])
+
+
+def memory_table() -> str:
+    """Planned and measured peaks."""
+    records = [r for r in read(RESULTS / "adapt-t5-large.jsonl") if "planned_bytes" in r["metrics"]]
+    if not records:
+        return NOTHING
+    lines = ["| shape | modules | stored as | planned, GB | measured, GB | planned / measured |"]
+    lines.append("|---|---:|---|---:|---:|---:|")
+    for record in records:
+        setup, m = record["setup"], record["metrics"]
+        what = "whole adapt" if setup["part"] == "whole" else "evaluations"
+        ratio = m["planned_bytes"] / m["peak_bytes"]
+        lines.append(
+            f"| {setup['shape']}, {what} | {setup['n_modules']} | {setup['stack_dtype']} | "
+            f"{m['planned_bytes'] / 1e9:.2f} | {m['peak_bytes'] / 1e9:.2f} | {ratio:.2f} |"
+        )
+    return "\n".join([f"VmHWM of fresh processes, the cache warm; {_where(records)}.", "", *lines])
+
+
+def curves_table() -> str:
+    """How one evaluation grows: one line per value of each curve, milliseconds and MB."""
+    records = read(RESULTS / "curves-t5-small.jsonl")
+    if not records:
+        return NOTHING
+    found = {_point(r): r["metrics"] for r in records}
+    lines = ["| | | ours, ms | lorahub, ms | ours, MB | lorahub, MB |", "|---|---:|---:|---:|---:|---:|"]
+    for curve, value, ours, theirs in curve_points(records):
+        cells = [f"{1e3 * found[p]['median_s']:.1f}" if p in found else "" for p in (ours, theirs)]
+        cells += [f"{found[p]['peak_bytes'] / 1e6:.0f}" if p in found else "" for p in (ours, theirs)]
+        lines.append(f"| {curve} | {value} | {' | '.join(cells)} |")
+    caption = f"Per candidate, FLAN-T5-small's shape, {records[-1]['setup']['threads']} threads; {_where(records)}."
+    return "\n".join([caption, "", *lines])
+
+
+# The curves' settings, in a record's words and a reader's, and where the curves cross.
+CURVES = {"n_modules": "modules", "n_candidates": "candidates per call", "n_tokens": "tokens per input", "rank": "rank"}
+CROSSING = {"n_modules": 20, "rank": 16, "n_tokens": 81, "n_candidates": 12}
+
+Point = tuple[object, ...]
+
+
+def curve_points(records: Sequence[Record]) -> list[tuple[str, int, Point, Point]]:
+    """Curve, value, and the keys of our point and lorahub's, whose candidates always come one by one."""
+    rows = []
+    for name, words in CURVES.items():
+        for value in sorted({r["setup"][name] for r in records}):
+            setting = {**CROSSING, name: value}
+            theirs = {**setting, "n_candidates": CROSSING["n_candidates"]}
+            rows.append((words, value, ("ours", *setting.values()), ("lorahub", *theirs.values())))
+    return rows
+
+
+def _point(record: Record) -> Point:
+    return (record["setup"]["contender"], *(record["setup"][name] for name in CROSSING))
+
+
+def _where(records: Sequence[Record]) -> str:
+    machine = records[-1]["machine"]
+    commits = sorted({(r["commit"] or "unknown")[:10] + (", dirty" if r["dirty"] else "") for r in records})
+    return f"{machine['cpu']}; commit {'; '.join(commits)}"
