@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -138,8 +137,8 @@ def _page(drawn: Sequence[tuple[str, str, str]]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>lorahub_edge: benchmarks</title>'
         f"<style>{style}figcaption{{color:#555}}</style>\n<h1>Benchmarks</h1>\n"
-        "<p>Drawn by <code>python -m bench.pictures</code> from <code>bench/results/</code>; machine and commit are in the "
-        f"records and in the tables of the <a href=\"../benchmarks.md\">benchmarks page</a>.</p>\n{figures}\n</html>\n"
+        "<p>Drawn by <code>python -m bench.pictures</code> from <code>bench/results/</code>; machine and commit are in "
+        f'the records and the tables of <a href="../benchmarks.md">the benchmarks page</a>.</p>\n{figures}\n</html>\n'
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lorahub_edge import pocket
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules.files import CONFIG_FILE, WEIGHT_FILES, LoraModule, ModuleFolder, is_module_folder
+from lorahub_edge.modules.adapter_config import CONFIG_FILE
+from lorahub_edge.modules.files import WEIGHT_FILES, LoraModule, ModuleFolder, is_module_folder
 from lorahub_edge.sources import Source, resolve
 
 

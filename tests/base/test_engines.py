@@ -26,9 +26,11 @@ def layers_of(base):
     return {name: m for name, m in base.model.named_modules() if isinstance(m, Int8Linear)}
 
 
-def inputs_of(base, n_tokens):
+def inputs_of(base, n_tokens, n_padding):
     ids = torch.arange(n_tokens)[None] % base.model.config.vocab_size
-    return {"input_ids": ids, "labels": ids[:, :7]}
+    padding = torch.zeros(1, n_padding, dtype=torch.int64)
+    mask = torch.cat([torch.ones_like(ids), padding], dim=1)
+    return {"input_ids": torch.cat([ids, padding], dim=1), "attention_mask": mask, "labels": ids[:, :7]}
 
 
 def test_only_the_layer_behind_the_outliers_is_split(tmp_path):
@@ -39,9 +41,9 @@ def test_only_the_layer_behind_the_outliers_is_split(tmp_path):
     assert base.layer_engines["int8-split"] == len(split) < len(layers_of(base))
 
 
-@pytest.mark.parametrize("n_tokens", [9, 1100])
-def test_loss_with_outliers_is_near_that_of_float_products(tmp_path, n_tokens):
-    """Also on long inputs; and one part everywhere is not near, so the choice is what makes it so.
+@pytest.mark.parametrize(("n_tokens", "n_padding"), [(9, 0), (9, 23), (1100, 0), (1100, 100)])
+def test_loss_with_outliers_is_near_that_of_float_products(tmp_path, n_tokens, n_padding):
+    """Also on long and on padded inputs; and one part everywhere is not near, so the choice is what makes it so.
 
     Each layer may be off by 2 % of its output. Layers err independently, so what reaches the logits is off by the root
     of their number times that, in units of the logits' own spread; the loss, a mean over labels, by no more.
@@ -54,7 +56,7 @@ def test_loss_with_outliers_is_near_that_of_float_products(tmp_path, n_tokens):
         for name, layer in layers.items():
             layer.engine = engine or chosen[name]
         with torch.inference_mode():
-            return base.model(**inputs_of(base, n_tokens))
+            return base.model(**inputs_of(base, n_tokens, n_padding))
 
     exact = output("dequantize")
     bound = MOST_ONE_PART_ERROR * len(layers) ** 0.5 * float(exact.logits.std())
