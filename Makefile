@@ -40,7 +40,7 @@ WORK ?= build/bench
 
 bench: $(VENV)/.installed-dev clients
 	$(BIN)/python -m bench.ops
-	$(BIN)/python -m bench.adapt $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.adapt $(WORK) --rounds 1 --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.curves $(WORK) --again
 	$(BIN)/python -m bench.serve_convert $(WORK)/large $(WORK) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.serve $(WORK) --peer-python $(VENV)/clients/python/bin/python
