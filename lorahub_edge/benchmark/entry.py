@@ -12,8 +12,9 @@ from lorahub_edge.benchmark.published import DATA_URL, MODULES, draw_modules, fe
 from lorahub_edge.benchmark.quality import Results, Say, measure
 from lorahub_edge.benchmark.records import Record
 from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, find_tasks
+from lorahub_edge.cache import default_cache
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules import load_modules
+from lorahub_edge.modules import find_modules
 
 # The columns of the paper's Table 1 that need no training, and ours.
 BBH_METHODS = ("zero-shot", "in-context", "lorahub-code", "edge")
@@ -59,8 +60,8 @@ def bench_quality(
     protocol = protocol or Protocol("quality")
     seeds, chosen, found = _checked(protocol, n_seeds, methods or tuple(METHODS), tasks)
     results = Results(Path(out), again=again)
-    loaded = base if isinstance(base, Base) else load_base(str(base), precision=precision, device=device)
-    pool = Pool(loaded, load_modules(modules))
+    loaded = _loaded(base, precision, device)
+    pool = Pool(loaded, find_modules(modules))
     return measure(protocol, pool, found, chosen, seeds=seeds, results=results, say=say)
 
 
@@ -105,10 +106,10 @@ def bench_bbh(
     seeds, chosen, tasks = _checked(protocol, n_seeds, methods or BBH_METHODS, [str(folder)])
     tasks = _only(tasks, only)
     results = Results(out, again=again)
-    loaded = base if isinstance(base, Base) else load_base(str(base), precision=precision, device=device)
+    loaded = _loaded(base, precision, device)
     records: list[Record] = []
     for seed in seeds:
-        pool = Pool(loaded, load_modules(draw_modules(specs, n_modules, seed)))
+        pool = Pool(loaded, find_modules(draw_modules(specs, n_modules, seed)))
         records += measure(
             protocol,
             pool,
@@ -141,3 +142,9 @@ def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:
     if unknown := [name for name in names if name not in known]:
         raise InvalidInput(f"task '{unknown[0]}' is not in the data; it has {', '.join(known)}")
     return [task for task in tasks if not names or task.name in names]
+
+
+def _loaded(base: str | Path | Base, precision: str, device: str) -> Base:
+    if isinstance(base, Base):
+        return base
+    return load_base(str(base), precision=precision, device=device, cache=default_cache())

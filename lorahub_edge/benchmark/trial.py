@@ -18,7 +18,7 @@ from lorahub_edge.adaptation import AdaptedModel
 from lorahub_edge.adaptation.task import Task, load_task
 from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules import LoraModule, ModuleStack
+from lorahub_edge.modules import LoraModule, ModuleFolder, ModuleStack
 from lorahub_edge.sources import sha256_files
 from lorahub_edge.tasks import EncodedExample, PromptFormat
 
@@ -31,7 +31,7 @@ class Pool:
     """A base and the modules that a search may use, loaded once for many trials."""
 
     base: Base
-    modules: Sequence[LoraModule]
+    modules: Sequence[LoraModule | ModuleFolder]
 
     @cached_property
     def stack(self) -> ModuleStack:
