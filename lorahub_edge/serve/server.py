@@ -26,6 +26,8 @@ from lorahub_edge.serve.model import OnnxModel, metadata
 from lorahub_edge.serve.page import PAGE
 from lorahub_edge.serve.protocol import error_body, read_request
 
+_LAST_PORT = 65535
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -206,9 +208,11 @@ def run(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= _LAST_PORT:  # socket would raise, and leave its end open
+        raise InvalidInput(f"serve: cannot listen on {host}:{port}; expected a --port from 0 to {_LAST_PORT}")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InvalidInput(
             f"serve: cannot listen on {host}:{port} ({error}); choose another --host or --port"
         ) from error
