@@ -87,9 +87,9 @@ def serve_t5_large() -> str:
 
 _SERVERS = {
     "ours": "`lorahub_edge.serve`, int8",
-    "ours-spinning": "the same, onnxruntime's threads spinning",
+    "ours-spinning": "`lorahub_edge.serve`, int8, onnxruntime's threads spinning",
     "optimum": "Optimum's export, fp32, on onnxruntime",
-    "optimum-spinning": "the same, onnxruntime's threads spinning",
+    "optimum-spinning": "Optimum's export, fp32, onnxruntime's threads spinning",
     "ctranslate2": "CTranslate2, int8",
 }
 
