@@ -21,6 +21,7 @@ from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
 from lorahub_edge.exporting.reference import Settings, reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource, open_source
 from lorahub_edge.exporting.verification import VerificationFailed, compare, headline
+from lorahub_edge.kernels import memory
 from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
 from lorahub_edge.serve.adapter import NO_ADAPTER
@@ -156,6 +157,7 @@ def _free(source: ExportSource) -> None:
     """Let go of the torch model's weights; whoever holds the source keeps its names only."""
     nn.Module.to(source.base.model, device="meta")
     gc.collect()
+    memory.give_back()
 
 
 def _write(

@@ -5,6 +5,7 @@ ordinary pages (docs/log.md). Linux gives huge pages to whoever asks; elsewhere 
 """
 
 import contextlib
+import ctypes
 import math
 import mmap
 
@@ -28,3 +29,12 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     with contextlib.suppress(OSError):  # a kernel built without huge pages: as good as any other memory
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(mapping, dtype=dtype).view(shape)
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system: the C library keeps it for later, after a model has gone nearly all of it.
+
+    Without effect where the C library has no such call.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
