@@ -141,9 +141,11 @@ def test_a_full_queue_is_429_and_waiting_requests_share_a_batch(slow, serve):
     with serve(slow, max_batch=4, max_waiting=4) as client, concurrent.futures.ThreadPoolExecutor(12) as pool:
         first = pool.submit(client.complete, prompt=TEXTS[0], max_tokens=20)
         time.sleep(0.3)
-        statuses = [a[0] for a in pool.map(lambda t: client.complete(prompt=t, max_tokens=2), TEXTS[:1] * 8)]
+        body = {"prompt": TEXTS[0], "max_tokens": 2}
+        answers = list(pool.map(lambda _: client.request("POST", "/v1/completions", body), range(8)))
         assert first.result()[0] == 200
-        assert sorted(statuses) == [200] * 4 + [429] * 4
+        assert sorted(status for status, *_ in answers) == [200] * 4 + [429] * 4
+        assert {headers.get("retry-after") for status, _, headers in answers if status == 429} == {"1"}
         assert 'batch_size_bucket{le="4.0"} 2.0' in client.request("GET", "/metrics")[1]
         assert client.complete(prompt=TEXTS[0], max_tokens=1)[0] == 200
 
