@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from bench.curves import Point as CrossingPoint
 from bench.records import RESULTS, Record, read
 
 NOTHING = "Not measured yet."
@@ -72,7 +74,7 @@ def curves_table() -> str:
 
 # The curves' settings, in a record's words and a reader's, and where the curves cross.
 CURVES = {"n_modules": "modules", "n_candidates": "candidates per call", "n_tokens": "tokens per input", "rank": "rank"}
-CROSSING = {"n_modules": 20, "rank": 16, "n_tokens": 81, "n_candidates": 12}
+CROSSING = asdict(CrossingPoint())
 
 Point = tuple[object, ...]
 

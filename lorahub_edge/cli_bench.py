@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PromptOption, one_line_errors
+from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PrecisionOption, PromptOption, one_line_errors
 from lorahub_edge.terminal import messages
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 bench = typer.Typer(help="Measure quality beside the baselines, with results that a second run continues.")
 
 OutOption = Annotated[Path, typer.Option(help="Result file; it only grows, and points it has are not measured again.")]
-PrecisionOption = Annotated[str, typer.Option(help="Of the base: int8, bf16 or fp32.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of torch. Default: its own choice.", min=1)]
 BatchOption = Annotated[int, typer.Option(help="Test rows answered together.", min=1)]
 AgainOption = Annotated[bool, typer.Option("--again", help="Measure also what the result file has.")]

@@ -77,6 +77,7 @@ BaseOption = Annotated[
     str, typer.Option(help='"pocket" (embedded), a folder, a .gguf file, or a Hub id with an optional @revision.')
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+PrecisionOption = Annotated[str, typer.Option(help="Of the base: int8, bf16 or fp32.")]
 PromptOption = Annotated[str, typer.Option(help="auto, plain, chat, or a text with {input} in it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder that adapt wrote.")]

@@ -108,7 +108,7 @@ def adapt(
         job.encode(prompt, max_input_tokens, max_new_tokens)
         changes = {"optimizer": optimizer, "budget": budget, "alpha": alpha, "bound": bound}
         job.settings = SearchSettings.of(chosen, len(job.modules), seed=seed, evaluate_by=evaluate_by, **changes)
-        job.make_plan(budget_bytes, stack_dtype)
+        job.make_plan(budget_bytes, stack_dtype, evaluate_by)
         check_budget(job.plan)
         with memory_errors(job.plan):
             job.load()
@@ -150,13 +150,13 @@ def plan(
     Raises:
         InvalidInput, IncompatibleModules, UnsupportedFormat: see `adapt`.
     """
+    _check_name("evaluate_by", evaluate_by, ROUTES)
     _check_name("stack_dtype", stack_dtype, STACK_DTYPES)
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=None)
     job = Job(task, None, lambda progress: None, _chosen_cache(cache))
     job.open(base, modules, precision=precision, device=device)
     job.encode(prompt, max_input_tokens, max_new_tokens)
-    job.settings = SearchSettings.of(preset_by_name("edge"), len(job.modules), seed=0, evaluate_by=evaluate_by)
-    return job.make_plan(_n_bytes(budget_memory), stack_dtype)
+    return job.make_plan(_n_bytes(budget_memory), stack_dtype, evaluate_by)
 
 
 def _n_bytes(size: int | str | None) -> int | None:

@@ -84,7 +84,7 @@ class Job:
         self.encoded_test = self.prompt.encode_inputs([e.input for e in self.task.test], "test inputs")
         self.max_new_tokens = max_new_tokens or 2 * max(len(e.target_ids) for e in self.encoded) + 8
 
-    def make_plan(self, budget_bytes: int | None, stack_dtype: str | None) -> list[MemoryPlan]:
+    def make_plan(self, budget_bytes: int | None, stack_dtype: str | None, evaluate_by: str) -> list[MemoryPlan]:
         """Decide what the run does with memory; returns all there was to choose from."""
         load_optimisers()  # before what Python itself takes is measured
         with self.stopwatch.stage("load_modules"):
@@ -93,7 +93,7 @@ class Job:
         plans = memory_plans(
             self.opened,
             layout,
-            self._workload(),
+            self._workload(evaluate_by),
             budget_bytes=budget_bytes,
             stack_dtype=stack_dtype,
             can_map=can_map(self.modules, self.opened.device, self.cache),
@@ -101,9 +101,9 @@ class Job:
         self.plan = choose_plan(plans)
         return plans
 
-    def _workload(self) -> Workload:
+    def _workload(self, evaluate_by: str) -> Workload:
         tested_tokens = max((len(ids) + self.max_new_tokens for ids in self.encoded_test), default=0)
-        return Workload(self.encoded, tested_tokens, self.settings.evaluate_by)
+        return Workload(self.encoded, tested_tokens, evaluate_by)
 
     def load(self) -> None:
         """Load what the plan says, as it says."""
@@ -129,10 +129,11 @@ class Job:
         *controls, adapted = self._test([*contenders, adapted], self.stack, n_tested)
         coefficients = dict(zip(self.stack.names, best.coefficients.tolist(), strict=True))
         module = self.stack.composed_module(torch.from_numpy(best.coefficients), "composed")
-        null_modules = NullModules.like(self.stack)
-        del self.stack, objective
         was_tested = adapted.exact_match is not None or not self.task.test
-        if null_control and was_tested and not result.interrupted:
+        wants_null = null_control and was_tested and not result.interrupted
+        null_modules = NullModules.like(self.stack) if wants_null else None
+        del self.stack, objective
+        if null_modules is not None:
             with contextlib.suppress(KeyboardInterrupt):  # the search is done; a half-searched null compares nothing
                 controls.append(self._null(null_modules, n_tested))
         stack = ModuleStack.build([module], self.base)
