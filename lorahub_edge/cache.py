@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lorahub_edge.errors import first_line
-from lorahub_edge.sources import sha256_file, write_text_atomically
+from lorahub_edge.sources import sha256_file, sha256_files, write_text_atomically
 
 _FORMAT = 1
 _RECORD = "entry.json"
@@ -173,6 +173,11 @@ def default_cache() -> Cache | None:
     folder = Path(named) if named else Path(home) / "lorahub_edge"
     limit = os.environ.get(_ENV_BYTES, "")
     return Cache(folder.expanduser(), max_bytes=int(limit) if limit.isdigit() else _DEFAULT_BYTES)
+
+
+def content_hashes(files: Iterable[Path], cache: Cache | None) -> dict[str, str]:
+    """File name -> hex SHA-256, in name order, remembered where there is a cache."""
+    return sha256_files(list(files)) if cache is None else cache.sha256_files(files)
 
 
 def key_of(kind: str, **parts: Any) -> str:

@@ -15,10 +15,9 @@ from lorahub_edge.adaptation.population import PopulationForward
 from lorahub_edge.adaptation.run_folder import ADAPTER, read_manifest
 from lorahub_edge.adaptation.task import Examples, as_examples
 from lorahub_edge.base import Base, load_base
-from lorahub_edge.cache import default_cache
+from lorahub_edge.cache import content_hashes, default_cache
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import ModuleStack, read_module
-from lorahub_edge.sources import sha256_files
 from lorahub_edge.tasks import PromptFormat, exact_match
 
 
@@ -107,8 +106,7 @@ def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
         spec = f"{spec.partition('@')[0]}@{revision}"
     cache = default_cache()
     base = load_base(spec, precision=precision, device=device, cache=cache)
-    hashes = sha256_files if cache is None else cache.sha256_files
-    if hashes(base.weight_files) != files:
+    if content_hashes(base.weight_files, cache) != files:
         raise InvalidInput(f"run {folder}: base '{spec}' has changed since the run; adapt again or restore the base")
     stack = ModuleStack.build([read_module(folder / ADAPTER)], base)
     prompt = PromptFormat.for_base(base, **prompt_settings)

@@ -25,13 +25,12 @@ from lorahub_edge.adaptation.run_folder import (
 )
 from lorahub_edge.adaptation.task import Examples, Task
 from lorahub_edge.base import Base
-from lorahub_edge.cache import Cache
+from lorahub_edge.cache import Cache, content_hashes
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
 from lorahub_edge.modules import LoraModule, ModuleFolder, write_module
 from lorahub_edge.search import Evaluated, SearchResult
-from lorahub_edge.sources import sha256_files
 
 
 @dataclass(frozen=True)
@@ -181,14 +180,13 @@ def manifest_of(
     **rest: Any,
 ) -> dict[str, Any]:
     """The manifest: everything needed to do the run again and to know what produced its numbers."""
-    hashes = sha256_files if cache is None else cache.sha256_files
     return {
         "format": RUN_FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "base": {
             "spec": base.source.spec if base.source.revision or base.source.spec == "pocket" else _absolute(base),
             "revision": base.source.revision,
-            "files": hashes(base.weight_files),
+            "files": content_hashes(base.weight_files, cache),
             "family": base.family.name,
             "precision": base.precision,
             "device": base.device.type,
@@ -196,7 +194,8 @@ def manifest_of(
             "weight_bytes": base.weight_bytes(),
         },
         "modules": [
-            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": hashes(m.files)} for m in modules
+            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": content_hashes(m.files, cache)}
+            for m in modules
         ],
         "task": dict(task.record),
         "search": dict(search),
