@@ -13,11 +13,14 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 # Evaluates so many candidates and returns the losses it saw, one each.
 Evaluate = Callable[[int], "list[float]"]
+
+_UNTIL_EXIT = ExitStack()
 
 
 def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
@@ -35,7 +38,7 @@ def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
     base = load_base(options.base, device="cpu", cache=default_cache())
     stack = load_stack(find_modules(options.modules), base, dtype=options.stack_dtype, cache=default_cache())
     encoded = PromptFormat.for_base(base).encode_all([Example(row["input"], row["target"]) for row in rows])
-    forward = PopulationForward(base, stack, encoded)
+    forward = _UNTIL_EXIT.enter_context(PopulationForward(base, stack, encoded).ready())
     rng = torch.Generator().manual_seed(0)
 
     def evaluate(n: int) -> list[float]:

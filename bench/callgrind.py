@@ -30,6 +30,8 @@ COUNTED = {
     "inject_stochastic": "inject_delta",
     "quantize": "quantize_rows",
     "epilogue": "int8_epilogue",
+    "linear": "int8_linear",
+    "linear_blocks": "int8_linear",
 }
 ISAS = ("baseline", "avx2")
 MOST_GROWTH = 1.01

@@ -81,6 +81,8 @@ def cases(names: list[str]) -> Iterator[Case]:
         yield quantize_case()
     if "int8_epilogue" in names:
         yield epilogue_case()
+    if "int8_linear" in names:
+        yield linear_case()
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,36 @@ def epilogue_case() -> Case:
     return Case("int8_epilogue", setup, calls, check, n_repeats=51)
 
 
+def linear_case() -> Case:
+    """One layer as T5-large's gates: 1024 features to 2816, for 440 tokens, five examples of one candidate."""
+    n_rows, out_features, n_blocks = 440, 2816, FEATURES // 64
+    x = torch.randint(-127, 128, (n_rows, FEATURES), dtype=torch.int8)
+    w = torch.randint(-127, 128, (out_features, FEATURES), dtype=torch.int8)
+    x_scale, row_scale = torch.rand(n_rows, 1), torch.rand(out_features)
+    block_scales = torch.rand(n_rows, n_blocks)
+    side = ops.SidePath(torch.randn(n_rows, RANK), torch.randn(1, out_features, RANK))
+    floats, weight = torch.randn(n_rows, FEATURES), torch.randn(out_features, FEATURES)
+    two_steps = (x_scale[:, 0], row_scale)
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: ops.int8_linear(x, x_scale, w, row_scale),
+        "ours, with side path": lambda: ops.int8_linear(x, x_scale, w, row_scale, side=side),
+        "ours, 16 blocks": lambda: ops.int8_linear(x, block_scales, w, row_scale),
+        "torch._int_mm, then int8_epilogue": lambda: ops.int8_epilogue(torch._int_mm(x, w.t()), *two_steps),
+        "with side path": lambda: ops.int8_epilogue(torch._int_mm(x, w.t()), *two_steps, side=side),
+        "torch._int_mm alone": lambda: torch._int_mm(x, w.t()),
+        "float32 product": lambda: floats @ weight.t(),
+    }
+
+    def check() -> None:
+        arrays = [t.numpy() for t in (x, block_scales, w, row_scale)]
+        expected = reference.int8_linear(*arrays, None, (side.inner.numpy(), side.B.numpy()))
+        got = ops.int8_linear(x, block_scales, w, row_scale, side=side)
+        torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-4, atol=1.0)
+
+    setup = {"tokens": n_rows, "in_features": FEATURES, "out_features": out_features, "rank": RANK}
+    return Case("int8_linear", setup, calls, check, n_repeats=51)
+
+
 def _say(case: Case, timings: dict[str, dict[str, object]], floors: dict[str, float]) -> None:
     lines = [f"{case.op} {case.setup}"]
     lines += [f"  {times['median_ms']:>10} ms  {name}" for name, times in timings.items()]
@@ -255,7 +287,7 @@ def _say(case: Case, timings: dict[str, dict[str, object]], floors: dict[str, fl
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ops", description=__doc__.partition("\n")[0])
-    all_ops = ["compose_factors", "inject_delta", "quantize_activations", "int8_epilogue"]
+    all_ops = ["compose_factors", "inject_delta", "quantize_activations", "int8_epilogue", "int8_linear"]
     parser.add_argument("--ops", nargs="+", choices=all_ops, default=all_ops)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")

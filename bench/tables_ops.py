@@ -18,6 +18,11 @@ ROWS = {
         ("ours", ("plain torch", "bitsandbytes (to float16)"), ""),
         ("ours, with side path", ("plain torch, with side path",), ""),
     ),
+    "int8_linear": (
+        ("ours", ("torch._int_mm alone", "torch._int_mm, then int8_epilogue", "float32 product"), ""),
+        ("ours, with side path", ("with side path",), ""),
+        ("ours, 16 blocks", (), ""),
+    ),
 }
 
 

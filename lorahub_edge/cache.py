@@ -24,7 +24,7 @@ from typing import Any
 from lorahub_edge.errors import first_line
 from lorahub_edge.sources import sha256_file, sha256_files, write_text_atomically
 
-_FORMAT = 1
+_FORMAT = 2
 _RECORD = "entry.json"
 _CHUNK_BYTES = 1 << 20
 _ENV_FOLDER = "LORAHUB_EDGE_CACHE"

@@ -1,7 +1,7 @@
 // Runs one CPU kernel once, on fixed data, for an instruction count under callgrind: see bench/callgrind.py.
 //
 //   one_kernel <case>        cases: compose_1 compose_13 compose_13_bfloat16 compose_13_int8 inject
-//                          inject_stochastic quantize epilogue
+//                          inject_stochastic quantize epilogue linear linear_blocks
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -11,6 +11,7 @@
 #include "../../csrc/kernels/compose_factors.h"
 #include "../../csrc/kernels/inject_delta.h"
 #include "../../csrc/kernels/int8_epilogue.h"
+#include "../../csrc/kernels/int8_linear.h"
 #include "../../csrc/kernels/int8_rows.h"
 
 namespace {
@@ -91,9 +92,22 @@ void epilogue() {
   const auto side = floats(kTokens * kRank);
   const auto B = floats(2 * kFeatures * kRank);
   std::vector<float> out(product.size());
-  cpu::int8_epilogue({product.data(), x_scale.data(), row_scale.data(), nullptr, side.data(), B.data(), out.data(),
-                      DType::float32, kTokens, kFeatures, kRank, kTokens / 2},
-                     kOneThread);
+  const Int8Outputs outputs{x_scale.data(), row_scale.data(), nullptr,   side.data(), B.data(),   out.data(),
+                            DType::float32, kTokens,          kFeatures, kRank,       kTokens / 2};
+  cpu::int8_epilogue({outputs, product.data()}, kOneThread);
+}
+
+void linear(index_t n_blocks) {
+  const auto x = wholes<std::int8_t>(kTokens * kFeatures, 127.0f);
+  const auto w = wholes<std::int8_t>(kFeatures * kFeatures, 127.0f);
+  const auto x_scale = floats(kTokens * n_blocks);
+  const auto row_scale = floats(kFeatures);
+  const auto side = floats(kTokens * kRank);
+  const auto B = floats(2 * kFeatures * kRank);
+  std::vector<float> out(kTokens * kFeatures);
+  const Int8Outputs outputs{x_scale.data(), row_scale.data(), nullptr,   side.data(), B.data(),   out.data(),
+                            DType::float32, kTokens,          kFeatures, kRank,       kTokens / 2};
+  cpu::int8_linear({outputs, x.data(), w.data(), kFeatures, n_blocks}, kOneThread);
 }
 
 }  // namespace
@@ -108,6 +122,8 @@ int main(int argc, char** argv) {
       {"inject_stochastic", [] { inject(Rounding::stochastic); }},
       {"quantize", quantize},
       {"epilogue", epilogue},
+      {"linear", [] { linear(1); }},
+      {"linear_blocks", [] { linear(kFeatures / 64); }},
   };
   const auto found = cases.find(argc == 2 ? argv[1] : "");
   if (found == cases.end()) {

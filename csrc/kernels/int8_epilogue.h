@@ -11,19 +11,23 @@
 
 namespace lorahub_edge {
 
-struct Int8EpilogueArgs {
-  const std::int32_t* product;  // [n_rows, out_features]
-  const float* x_scale;         // [n_rows]
-  const float* row_scale;       // [out_features]
-  const float* bias;            // [out_features] or null
-  const float* side;            // [n_rows, rank] or null
-  const float* B;               // [n_rows / rows_per_group, out_features, rank] or null
-  void* out;                    // [n_rows, out_features], float32 or bfloat16
+// What becomes of products, wherever they come from.
+struct Int8Outputs {
+  const float* x_scale;    // [n_rows]
+  const float* row_scale;  // [out_features]
+  const float* bias;       // [out_features] or null
+  const float* side;       // [n_rows, rank] or null
+  const float* B;          // [n_rows / rows_per_group, out_features, rank] or null
+  void* out;               // [n_rows, out_features], float32 or bfloat16
   DType out_dtype;
   index_t n_rows;
   index_t out_features;
   index_t rank;
   index_t rows_per_group;  // divides n_rows
+};
+
+struct Int8EpilogueArgs : Int8Outputs {
+  const std::int32_t* product;  // [n_rows, out_features]
 };
 
 namespace cpu {

@@ -17,7 +17,7 @@ COMPOSED_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 @dataclass(frozen=True)
 class CallLimits:
-    """Bounds of one forward.
+    """Bounds of one forward, in one lane.
 
     Attributes:
         tokens: of all candidates and examples together; one example alone may exceed it.
@@ -28,9 +28,9 @@ class CallLimits:
     composed_bytes: int
 
     @classmethod
-    def on(cls, device: str, tokens: int | None = None) -> CallLimits:
-        """What suits a device, or another bound on tokens."""
-        return cls(tokens or TOKENS_PER_CALL[device], COMPOSED_BYTES[device])
+    def on(cls, device: str, tokens: int | None = None, *, n_lanes: int = 1) -> CallLimits:
+        """What suits a device, or another bound on tokens, shared by lanes."""
+        return cls((tokens or TOKENS_PER_CALL[device]) // n_lanes, COMPOSED_BYTES[device] // n_lanes)
 
     def n_candidates(self, n_tokens: int, n_values: int) -> int:
         """Candidates of one call, if each needs so many tokens and composes so many values."""

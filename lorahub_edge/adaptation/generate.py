@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 from transformers import GenerationConfig
 
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL
+from lorahub_edge.adaptation.lanes import Lanes, bases_for, n_lanes
 from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
@@ -16,7 +18,6 @@ from lorahub_edge.tasks import PromptFormat
 DEFAULT_BATCH_SIZE = 16
 
 
-@torch.inference_mode()
 def greedy_answers(
     base: Base,
     stack: ModuleStack,
@@ -37,18 +38,27 @@ def greedy_answers(
         prompt: says what ends an answer.
         max_new_tokens: answers are cut here.
         batch_size: inputs per call, taken in order of length so that little is padded.
-        tokens_per_call: bound on the tokens of a call, answers included, whatever the batch size (one input alone may
-            exceed it): caches grow with them.
+        tokens_per_call: bound on the tokens that are computed at once, answers included, whatever the batch size (one
+            input alone may exceed it): caches grow with them.
         on_answered: called with the number of inputs answered by each call.
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers = [""] * len(encoded)
-    side_path = SidePath(base, stack)
-    with side_path.installed(), side_path.active(coefficients[None]):
-        lengths = [len(encoded[i]) + max_new_tokens for i in order]
-        for batch in _batches(lengths, batch_size, tokens_per_call or TOKENS_PER_CALL[base.device.type]):
-            rows = order[batch]
-            texts = _generate(base, prompt, [encoded[i] for i in rows], max_new_tokens)
+    tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
+    bases = bases_for(base, max(1, min(n_lanes(base.device.type, tokens), len(encoded))))
+    lengths = [len(encoded[i]) + max_new_tokens for i in order]
+    batches = list(_batches(lengths, min(batch_size, -(-len(order) // len(bases))), tokens // len(bases)))
+
+    def job_for(rows: list[int]) -> Callable[[Base], list[str]]:
+        return lambda place: _generate(place, prompt, [encoded[i] for i in rows], max_new_tokens)
+
+    with ExitStack() as stack_of, Lanes(bases) as lanes:
+        for place in bases:
+            side_path = SidePath(place, stack)
+            stack_of.enter_context(side_path.installed())
+            stack_of.enter_context(side_path.active(coefficients[None]))
+        groups = [order[batch] for batch in batches]
+        for rows, texts in zip(groups, lanes.run(map(job_for, groups)), strict=True):
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
             if on_answered is not None:
@@ -66,6 +76,7 @@ def _batches(lengths: Sequence[int], batch_size: int, tokens_per_call: int) -> I
             start = stop
 
 
+@torch.inference_mode()
 def _generate(base: Base, prompt: PromptFormat, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
     pad = _pad_token_id(base)
     length = max(map(len, encoded))

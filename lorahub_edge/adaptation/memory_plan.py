@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows, n_tokens
+from lorahub_edge.adaptation.lanes import n_lanes
 from lorahub_edge.base import Base, OpenBase
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError
 from lorahub_edge.measure import format_bytes, resident_bytes
@@ -50,10 +51,10 @@ class MemoryPlan:
         device: whose memory is planned: "cpu" or "cuda".
         runtime_bytes: Python and its libraries (0 on CUDA, where they lie elsewhere).
         base_bytes, stack_bytes, workspace_bytes: the frozen base; the modules; composed factors, activations, logits
-            and caches of one call.
+            and caches of what is computed at once.
         stack_dtype: "fp32", "bf16" or "int8".
         mapping: "resident", or "mmap": the stack's pages may leave memory, and are read again from disk.
-        tokens_per_call: bound on the tokens of one forward.
+        tokens_per_call: bound on the tokens that are computed at once, in all lanes.
         budget_bytes: what may be used; None for all there is.
     """
 
@@ -168,11 +169,14 @@ def _plan(
 
 
 def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workload, tokens_per_call: int) -> int:
-    """Of the larger of one call of the search and one of the test."""
+    """Of the larger of the search's calls, one per lane, and those of the test."""
     sizes = _Sizes.of(base)
-    limits = CallLimits.on(base.device.type, tokens_per_call)
+    lanes = 1 if workload.evaluate_by == "inject" else n_lanes(base.device.type, tokens_per_call)
+    limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
     groups = bucket_rows(workload.examples, limits, is_seq2seq=base.family.is_seq2seq)
-    search = max(_call_bytes([workload.examples[row] for row in rows], sizes, layout, limits) for rows in groups)
+    search = lanes * max(
+        _call_bytes([workload.examples[row] for row in rows], sizes, layout, limits) for rows in groups
+    )
     if workload.evaluate_by == "inject":
         search += sum(t.out_features * t.in_features for t in layout.targets)
     tested = max(tokens_per_call, workload.tested_tokens) if workload.tested_tokens else 0
@@ -196,8 +200,8 @@ class _Sizes:
     """Bytes per token of what a forward keeps at once, from the model's config.
 
     Attributes:
-        activation_bytes: in the widest place, a gated layer: state and its norm, codes, int32 product and float
-            outputs of two wide layers, what is left of a split input.
+        activation_bytes: in the widest place, a gated layer: state and its norm, codes and float outputs of two
+            wide layers, what is left of a split input.
         cache_bytes: keys and values of all decoder layers.
         bias_bytes: per pair of positions: T5's position bias, and the sum with a mask.
         vocab: size of the output layer.

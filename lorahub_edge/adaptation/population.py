@@ -1,19 +1,22 @@
 """The losses of many candidates, by one of two routes: side paths beside the frozen base, or injection into it.
 
-Examples of one length share a call, so nothing is padded and no mask is needed; calls stay under a token budget.
+Examples of one length share a call, so nothing is padded and no mask is needed; calls stay under a token budget, and on
+a CPU run in lanes (lanes.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows
+from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows
 from lorahub_edge.adaptation.injection import Injection
+from lorahub_edge.adaptation.lanes import Lanes, bases_for, n_lanes
 from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
@@ -42,7 +45,8 @@ class PopulationForward:
         base: the frozen base.
         stack: the modules that candidates compose.
         examples: encoded once.
-        tokens_per_call: bound on candidates * examples * tokens in one forward (one example alone may exceed it).
+        tokens_per_call: bound on candidates * examples * tokens that are computed at once (one example alone may exceed
+            it).
         evaluate_by: "side" or "inject"; see side_path.py and injection.py.
     """
 
@@ -55,9 +59,11 @@ class PopulationForward:
         tokens_per_call: int | None = None,
         evaluate_by: str = "side",
     ) -> None:
-        self._base = base
-        self._route: SidePath | Injection = ROUTES[evaluate_by](base, stack)
-        limits = CallLimits.on(base.device.type, tokens_per_call)
+        tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
+        n = 1 if evaluate_by == "inject" else n_lanes(base.device.type, tokens)
+        self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack)) for lane in bases_for(base, n)]
+        self._lanes = Lanes(self._places)
+        limits = CallLimits.on(base.device.type, tokens, n_lanes=n)
         self._buckets = _buckets(base, examples, limits)
         most_tokens = max(b.n_tokens for b in self._buckets)
         self._n_together = 1 if evaluate_by == "inject" else limits.n_candidates(most_tokens, stack.n_values)
@@ -68,10 +74,12 @@ class PopulationForward:
     @contextmanager
     def ready(self) -> Iterator[PopulationForward]:
         """Prepare the base for evaluations inside a with block."""
-        with self._route.installed():
+        with ExitStack() as stack:
+            for place in self._places:
+                stack.enter_context(place.route.installed())
+            stack.enter_context(self._lanes)
             yield self
 
-    @torch.inference_mode()
     def negative_log_likelihoods(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Sum over each answer's tokens of -log p(token).
 
@@ -83,23 +91,42 @@ class PopulationForward:
             but for float rounding.
         """
         result = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
-        for start in range(0, len(coefficients), self._n_together):
-            some = coefficients[start : start + self._n_together]
-            losses = result[start : start + self._n_together]
-            with self._route.active(some):
-                for bucket in self._buckets:
-                    losses[:, list(bucket.rows)] = self._bucket_losses(bucket, len(some))
+        groups = [slice(start, start + self._n_together) for start in range(0, len(coefficients), self._n_together)]
+        n_whole = len(groups) - len(groups) % len(self._places)
+        jobs = [(group, self._buckets) for group in groups[:n_whole]]
+        # what is left for fewer lanes than there are is shared by bucket
+        jobs += [(group, [bucket]) for group in groups[n_whole:] for bucket in self._buckets]
+
+        def job_for(group: slice, buckets: list[_Bucket]) -> Callable[[_Place], None]:
+            return lambda place: place.fill(result[group], coefficients[group], buckets)
+
+        deque(self._lanes.run(job_for(*job) for job in jobs), maxlen=0)
         return result
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What one lane computes with."""
+
+    base: Base
+    route: SidePath | Injection
+
+    @torch.inference_mode()
+    def fill(self, losses: torch.Tensor, coefficients: torch.Tensor, buckets: Sequence[_Bucket]) -> None:
+        """Write the buckets' columns of losses (n_candidates, n_examples)."""
+        with self.route.active(coefficients):
+            for bucket in buckets:
+                losses[:, list(bucket.rows)] = self._bucket_losses(bucket, len(coefficients))
 
     def _bucket_losses(self, bucket: _Bucket, n_candidates: int) -> torch.Tensor:
         """float64 (n_candidates, b): candidate c owns rows c*b ... c*b + b - 1 of the batch."""
         inputs = {k: v.repeat(n_candidates, 1) for k, v in bucket.model_inputs.items()}
         labels = bucket.labels.repeat(n_candidates, 1)
-        if not self._base.family.is_seq2seq:
+        if not self.base.family.is_seq2seq:
             inputs["logits_to_keep"] = labels.shape[1]  # type: ignore[assignment]
         counts = labels != _IGNORED
         with self._head_at(counts):
-            logits = self._base.model(**inputs, use_cache=False).logits
+            logits = self.base.model(**inputs, use_cache=False).logits
         losses = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
         losses[counts] = functional.cross_entropy(
             logits.flatten(0, 1).float(), labels[counts], reduction="none"
@@ -109,7 +136,7 @@ class PopulationForward:
     @contextmanager
     def _head_at(self, positions: torch.Tensor) -> Iterator[None]:
         """Let the output layer see only some positions, bool (rows, t): its logits are the largest tensor of all."""
-        head = self._base.model.get_submodule(self._base.family.head)
+        head = self.base.model.get_submodule(self.base.family.head)
         handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions][None],))
         try:
             yield

@@ -13,7 +13,8 @@ from torch import nn
 
 from lorahub_edge.kernels import ops
 
-_N_PARTS = {"dequantize": 0, "int8": 1, "int8-split": 2}
+# Features that share a scale in engine "int8-blocks".
+BLOCK_FEATURES = 64
 
 # Rows of a weight that are expanded to float at a time: bounds the temporary to a few MB.
 _TILE_ROWS = 2048
@@ -59,21 +60,8 @@ class Int8Weight:
 
 
 def int8_matmul_available(device: torch.device) -> bool:
-    """Whether an int8 x int8 -> int32 product is fast here: VNNI on a CPU, bitsandbytes' kernel on CUDA."""
-    if device.type == "cuda":
-        return True
-    # Without VNNI torch's product is a scalar loop, far slower than expanding the weight.
-    return bool(torch.cpu._is_vnni_supported())
-
-
-def int8_matmul(x_codes: torch.Tensor, w_codes: torch.Tensor) -> torch.Tensor:
-    """int32 (rows, out) = x_codes (rows, in) @ w_codes (out, in).T, both int8."""
-    if x_codes.device.type == "cuda":
-        import bitsandbytes  # noqa: F401  registers the operator; slow to import, so only where it is used
-
-        product: torch.Tensor = torch.ops.bitsandbytes.int8_linear_matmul(x_codes, w_codes)
-        return product
-    return torch._int_mm(x_codes, w_codes.t())
+    """Whether int8 products are fast here: AVX-512 with VNNI on a CPU, bitsandbytes' kernel on CUDA."""
+    return device.type == "cuda" or ops.isa() == "avx512"
 
 
 class Int8Layer(nn.Module):
@@ -112,22 +100,24 @@ class QuantizedInputs:
     def __init__(self) -> None:
         self._seen: list[_SeenInput] = []
 
-    def parts(self, x: torch.Tensor, n_parts: int) -> list[Int8Rows]:
+    def parts(self, x: torch.Tensor, n_parts: int, n_blocks: int = 1) -> list[Int8Rows]:
         """x (..., in_features) as a sum of n_parts int8 matrices: each quantises what those before left over.
 
+        Args:
+            x: float.
+            n_parts: at least 1.
+            n_blocks: of features that have a scale of their own; divides in_features.
+
         Returns:
-            Per part: codes int8 (rows, in_features) and row_scale float32 (rows,).
+            Per part: codes int8 (rows, in_features) and scales float32 (rows, n_blocks).
         """
         version = 0 if x.is_inference() else x._version
-        seen = next((s for s in self._seen if s.x is x and s.version == version), None)
+        seen = next((s for s in self._seen if s.x is x and (s.version, s.n_blocks) == (version, n_blocks)), None)
         if seen is None:
-            seen = _SeenInput(x, version, [])
+            seen = _SeenInput(x, version, n_blocks, [])
             self._seen = [seen, *self._seen[: self._N_KEPT - 1]]
         while len(seen.parts) < n_parts:
-            rest = x.reshape(-1, x.shape[-1])
-            for codes, row_scale in seen.parts:
-                rest = torch.addcmul(rest.float(), codes.float(), row_scale[:, None], value=-1)
-            seen.parts.append(ops.quantize_activations(rest))
+            seen.parts.append(_quantize(_rest(x, seen.parts), n_blocks))
         return seen.parts[:n_parts]
 
     def forget(self) -> None:
@@ -142,7 +132,21 @@ Int8Rows = tuple[torch.Tensor, torch.Tensor]
 class _SeenInput:
     x: torch.Tensor
     version: int
+    n_blocks: int
     parts: list[Int8Rows]
+
+
+def _rest(x: torch.Tensor, parts: list[Int8Rows]) -> torch.Tensor:
+    """What the parts, of one block each, leave of x, as rows."""
+    rest = x.reshape(-1, x.shape[-1])
+    for codes, x_scale in parts:
+        rest = torch.addcmul(rest.float(), codes.float(), x_scale, value=-1)
+    return rest
+
+
+def _quantize(rows: torch.Tensor, n_blocks: int) -> Int8Rows:
+    codes, x_scale = ops.quantize_activations(rows.reshape(len(rows) * n_blocks, rows.shape[1] // n_blocks))
+    return codes.view(rows.shape), x_scale.view(len(rows), n_blocks)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,10 @@ class Int8Linear(Int8Layer):
     Engines (attribute `engine`, recorded in the manifest; chosen in engines.py):
         "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
             alone, so a result does not depend on what else is in the batch.
-        "int8-split": the same for x and for what rounding left of it: 15 bits of x, for inputs with outliers.
+        "int8-blocks": the same with a scale for every BLOCK_FEATURES features of a row, for inputs whose largest values
+            are far above the rest but not in all blocks.
+        "int8-split": int8 for x and for what rounding left of it: 15 bits of x, for inputs with outliers, at twice the
+            cost.
         "dequantize": the weight is expanded tile by tile and multiplied in the input's dtype; for CPUs without a fast
             int8 product.
     """
@@ -189,25 +196,22 @@ class Int8Linear(Int8Layer):
         self.side: SideFactors | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n_parts = _N_PARTS[self.engine]
-        y = self.int8_product(x, n_parts=n_parts) if n_parts else self._dequantize(x)
+        y = self._dequantize(x) if self.engine == "dequantize" else self.int8_product(x, self.engine)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def int8_product(self, x: torch.Tensor, *, n_parts: int) -> torch.Tensor:
-        """The layer's output (rows, out_features) from n_parts int8 parts of its input."""
-        first, *others = self.inputs.parts(x, n_parts)
+    def int8_product(self, x: torch.Tensor, engine: str) -> torch.Tensor:
+        """The layer's output (rows, out_features) by one of the engines with int8 inputs."""
+        n_blocks = self.in_features // BLOCK_FEATURES if engine == "int8-blocks" else 1
+        first, *others = self.inputs.parts(x, 2 if engine == "int8-split" else 1, n_blocks)
         side = None
         if self.side is not None:
             side = ops.SidePath(self.side.inner(x).float().flatten(0, 1), self.side.B)
         bias = None if self.bias is None else self.bias.float()
         dtype = x.dtype if not others else torch.float32
-        y = ops.int8_epilogue(self._codes_product(first), first[1], self.row_scale, bias=bias, side=side, dtype=dtype)
+        y = ops.int8_linear(*first, self.codes, self.row_scale, bias=bias, side=side, dtype=dtype)
         for part in others:
-            y += ops.int8_epilogue(self._codes_product(part), part[1], self.row_scale)
+            y += ops.int8_linear(*part, self.codes, self.row_scale)
         return y.to(x.dtype)
-
-    def _codes_product(self, part: Int8Rows) -> torch.Tensor:
-        return int8_matmul(part[0], self.codes)
 
     def _dequantize(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)

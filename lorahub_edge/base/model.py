@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +44,11 @@ class Base:
         """Module path -> (out_features, in_features) of every linear layer: what a LoRA module can target."""
         layers = (nn.Linear, Int8Linear)
         return {n: (m.out_features, m.in_features) for n, m in self.model.named_modules() if isinstance(m, layers)}
+
+    def replica(self) -> Base:
+        """The same base with modules of its own over the same tensors: what a thread may give side paths to."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return dataclasses.replace(self, model=copy.deepcopy(self.model, {id(t): t for t in tensors}))
 
     def weight_bytes(self) -> int:
         """Bytes of all weights as they lie in memory, a shared tensor counted once."""

@@ -63,9 +63,9 @@ def choose_forms(base: Base, examples: Sequence[EncodedExample], precision: str)
     forms = {}
     for path, stored in paths.items():
         found = errors.get(path, {})
-        is_split = base.model.get_submodule(path).engine == "int8-split"
-        form = "int8_split" if is_split and not found else "int8_rows"
-        if found and (is_split or found["int8_rows"] > MAX_ROWS_ERROR):
+        is_rows = base.model.get_submodule(path).engine in ("int8", "dequantize")
+        form = "int8_rows" if is_rows or found else "int8_split"
+        if found and (not is_rows or found["int8_rows"] > MAX_ROWS_ERROR):
             form = min(INT8_FORMS, key=lambda name: found[name])
         forms[stored] = LayerForm(form, found)
     return forms

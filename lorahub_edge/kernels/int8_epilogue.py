@@ -9,7 +9,7 @@ from lorahub_edge.kernels.checks import expect, expect_tensor, expect_threads
 from lorahub_edge.kernels.routes import native_for
 
 _OP = "int8_epilogue"
-_OUT_DTYPES = (torch.float32, torch.bfloat16)
+OUT_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def int8_epilogue(
         KernelUnavailable, InvalidInput: see `route` and `isa`.
     """
     _check(product, x_scale, row_scale, bias, side)
-    if dtype not in _OUT_DTYPES:
+    if dtype not in OUT_DTYPES:
         raise TypeError(f"{_OP}: expected dtype float32 or bfloat16, received {dtype}")
     expect_threads(_OP, n_threads)
     native = native_for(product.device, n_threads)
@@ -78,20 +78,34 @@ def _check(
     bias: torch.Tensor | None,
     side: SidePath | None,
 ) -> None:
-    floats, device = (torch.float32,), product.device
+    device = product.device
     expect_tensor(_OP, "product", product, dtypes=(torch.int32,), shape=("n_rows", "out_features"))
     n_rows, out_features = product.shape
-    expect_tensor(_OP, "x_scale", x_scale, dtypes=floats, shape=(n_rows,), device=device)
-    expect_tensor(_OP, "row_scale", row_scale, dtypes=floats, shape=(out_features,), device=device)
+    expect_tensor(_OP, "x_scale", x_scale, dtypes=(torch.float32,), shape=(n_rows,), device=device)
+    expect_terms(_OP, n_rows, out_features, row_scale, bias, side, device)
+
+
+def expect_terms(
+    op: str,
+    n_rows: int,
+    out_features: int,
+    row_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    side: SidePath | None,
+    device: torch.device,
+) -> None:
+    """Raise unless what makes outputs of products is as `int8_epilogue` says."""
+    floats = (torch.float32,)
+    expect_tensor(op, "row_scale", row_scale, dtypes=floats, shape=(out_features,), device=device)
     if bias is not None:
-        expect_tensor(_OP, "bias", bias, dtypes=floats, shape=(out_features,), device=device)
+        expect_tensor(op, "bias", bias, dtypes=floats, shape=(out_features,), device=device)
     if side is not None:
-        expect_tensor(_OP, "side.inner", side.inner, dtypes=floats, shape=(n_rows, "rank"), device=device)
+        expect_tensor(op, "side.inner", side.inner, dtypes=floats, shape=(n_rows, "rank"), device=device)
         shape = ("n_groups", out_features, side.inner.shape[1])
-        expect_tensor(_OP, "side.B", side.B, dtypes=floats, shape=shape, device=device)
+        expect_tensor(op, "side.B", side.B, dtypes=floats, shape=shape, device=device)
         n_groups = len(side.B)
         divides = n_groups > 0 and n_rows % n_groups == 0
-        expect(divides, _OP, f"side.B with a number of groups that divides {n_rows} rows", n_groups)
+        expect(divides, op, f"side.B with a number of groups that divides {n_rows} rows", n_groups)
 
 
 def _without_native(

@@ -14,6 +14,7 @@ from lorahub_edge.kernels.inject_delta import (
     inject_delta_from_stack,
 )
 from lorahub_edge.kernels.int8_epilogue import SidePath, int8_epilogue
+from lorahub_edge.kernels.int8_linear import int8_linear
 from lorahub_edge.kernels.int8_rows import dequantize_rows, quantize_activations, quantize_rows
 from lorahub_edge.kernels.routes import isa, route
 
@@ -28,6 +29,7 @@ __all__ = [
     "inject_delta",
     "inject_delta_from_stack",
     "int8_epilogue",
+    "int8_linear",
     "isa",
     "quantize_activations",
     "quantize_rows",

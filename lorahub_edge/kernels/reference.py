@@ -215,7 +215,41 @@ def int8_epilogue(
     Returns:
         float32 (n_rows, out_features).
     """
-    y = product.astype(np.float32) * x_scale[:, None] * row_scale
+    return _add_terms(product.astype(np.float32) * x_scale[:, None] * row_scale, bias, side)
+
+
+def int8_linear(
+    x: Codes,
+    x_scale: Float32,
+    w: Codes,
+    row_scale: Float32,
+    bias: Float32 | None = None,
+    side: tuple[Float32, Float32] | None = None,
+) -> Float32:
+    """The output of an int8 layer from int8 inputs.
+
+    Meaning, for blocks b of in_features / n_blocks features, each dot product exact and what follows in float32,
+    blocks, factors and terms in this order, with bias and side path as in `int8_epilogue`:
+
+        y[m, o] = sum_b(x_scale[m, b] * dot(x[m, b], w[o, b])) * row_scale[o] + ...
+
+    Args:
+        x: int8 (n_rows, in_features).
+        x_scale: float32 (n_rows, n_blocks).
+        w: int8 (out_features, in_features).
+        row_scale, bias, side: see `int8_epilogue`.
+
+    Returns:
+        float32 (n_rows, out_features).
+    """
+    scaled = np.zeros((len(x), len(w)), np.float32)
+    blocks = (np.split(codes.astype(np.float64), x_scale.shape[1], axis=1) for codes in (x, w))
+    for b, (x_block, w_block) in enumerate(zip(*blocks, strict=True)):
+        scaled += (x_block @ w_block.T).astype(np.float32) * x_scale[:, b, None]  # whole numbers: exact in float64
+    return _add_terms(scaled * row_scale, bias, side)
+
+
+def _add_terms(y: Float32, bias: Float32 | None, side: tuple[Float32, Float32] | None) -> Float32:
     if bias is not None:
         y += bias
     if side is not None:

@@ -72,6 +72,21 @@ def test_the_result_does_not_depend_on_how_candidates_are_grouped(kind, precisio
     np.testing.assert_allclose(one_by_one, together, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_lanes_give_what_one_gives(kind, precision, bases, module_folders, two_threads, monkeypatch):
+    """For as many candidates as lanes and one more, whose examples the lanes share."""
+    base, stack, prompt = load(kind, bases, module_folders, precision)
+    seen = set()
+    active = SidePath.active
+    monkeypatch.setattr(SidePath, "active", lambda self, c: seen.add(id(self)) or active(self, c))
+    in_lanes = losses(base, stack, prompt, COEFFICIENTS[:9], tokens_per_call=160)
+    assert len(seen) == 2
+    torch.set_num_threads(1)
+    alone = losses(base, stack, prompt, COEFFICIENTS[:9])
+    np.testing.assert_allclose(in_lanes, alone, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_zero_coefficients_are_the_base_bit_for_bit_and_the_base_stays_untouched(kind, bases, module_folders):
     base, stack, prompt = load(kind, bases, module_folders, "int8")
@@ -91,7 +106,7 @@ def test_all_zero_coefficients_are_the_base_bit_for_bit_and_the_base_stays_untou
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_answers_equal_those_of_peft(kind, bases, module_folders):
+def test_greedy_answers_equal_those_of_peft(kind, bases, module_folders, two_threads):
     base, stack, prompt = load(kind, bases, module_folders)
     model = AdaptedModel(base, stack, torch.tensor([0.0, 0, 1, 0]), prompt, max_new_tokens=6)
     peft = peft_model(kind, bases[kind], module_folders[kind] / "m2")
@@ -102,5 +117,7 @@ def test_greedy_answers_equal_those_of_peft(kind, bases, module_folders):
         answer = output[0] if kind == "t5" else output[0, ids.shape[1] :]
         expected.append(base.tokenizer.decode(answer, skip_special_tokens=True).strip())
     for batch_size in (1, 4):
-        assert model.predict([e.input for e in EXAMPLES], batch_size=batch_size) == expected
+        for n_threads in (1, 2):  # lanes
+            torch.set_num_threads(n_threads)
+            assert model.predict([e.input for e in EXAMPLES], batch_size=batch_size) == expected
     assert len(set(expected)) > 1

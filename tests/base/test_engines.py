@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorahub_edge.base import load_base
-from lorahub_edge.base.engines import MOST_ONE_PART_ERROR, one_part_errors
+from lorahub_edge.base.engines import MOST_ONE_PART_ERROR, cheapest_engine, one_part_errors
 from lorahub_edge.base.int8 import Int8Linear, Int8Weight, int8_matmul_available
 from tests import tiny
 
@@ -66,12 +66,36 @@ def test_loss_with_outliers_is_near_that_of_float_products(tmp_path, n_tokens, n
 
 
 def test_errors_are_measured_against_the_float_product():
-    layer = Int8Linear(Int8Weight.from_float(torch.randn(32, 64)), engine="dequantize")
-    plain = torch.randn(5, 64)
+    layer = Int8Linear(Int8Weight.from_float(torch.randn(32, 128)), engine="dequantize")
+    plain = torch.randn(5, 128)
     outlier = plain.clone()
     outlier[3, 7] = 1e3
-    assert 0.002 < one_part_errors({"a": layer}, lambda: layer(plain))["a"] < MOST_ONE_PART_ERROR
+    for error in one_part_errors({"a": layer}, lambda: layer(plain))["a"].values():
+        assert 0.002 < error < MOST_ONE_PART_ERROR
     # one step of the row with the outlier is 8, larger than all its other values, which are lost in the sum
     layer.codes[:, 7] = 0
-    assert one_part_errors({"a": layer}, lambda: layer(outlier))["a"] > 0.9
+    errors = one_part_errors({"a": layer}, lambda: layer(outlier))["a"]
+    assert errors["int8"] > 0.9
+    assert 0.5 < errors["int8-blocks"] < 0.9  # of one block of two
     assert layer.engine == "dequantize"
+
+
+def test_a_layer_whose_width_is_no_number_of_blocks_has_none():
+    layer = Int8Linear(Int8Weight.from_float(torch.randn(32, 65)), engine="dequantize")
+    assert one_part_errors({"a": layer}, lambda: layer(torch.randn(5, 65)))["a"].keys() == {"int8"}
+
+
+def test_the_cheapest_engine_within_the_limit_is_chosen():
+    most = MOST_ONE_PART_ERROR
+    assert cheapest_engine({"int8": most, "int8-blocks": most / 2}) == "int8"
+    assert cheapest_engine({"int8": most * 1.01, "int8-blocks": most}) == "int8-blocks"
+    assert cheapest_engine({"int8": most * 1.01, "int8-blocks": most * 1.01}) == "int8-split"
+    assert cheapest_engine({"int8": most * 1.01}) == "int8-split"
+    assert cheapest_engine({}) == "int8-split"  # a layer that the probe does not reach
+
+
+def test_pocket_has_layers_of_both_kinds():
+    """Its `wo`, behind a gate, have tails that one scale per row cannot hold."""
+    engines = {name: layer.engine for name, layer in layers_of(load_base("pocket", device="cpu")).items()}
+    assert set(engines.values()) == {"int8", "int8-blocks"}
+    assert all(name.endswith(".wo") for name, engine in engines.items() if engine == "int8-blocks")

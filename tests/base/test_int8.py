@@ -13,15 +13,15 @@ def side_factors(n_candidates: int, layer: Int8Linear, rank: int = 3) -> SideFac
     return SideFactors(A_t, torch.randn(n_candidates, layer.out_features, rank, generator=rng), 0.5)
 
 
-@pytest.mark.parametrize("engine", ["int8", "int8-split", "dequantize"])
+@pytest.mark.parametrize("engine", ["int8", "int8-blocks", "int8-split", "dequantize"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_side_factors_add_each_candidates_delta(engine, bias):
-    layer = Int8Linear(Int8Weight.from_float(torch.randn(33, 31)), torch.randn(33) if bias else None, engine=engine)
-    x = torch.randn(4, 5, 31)
+    layer = Int8Linear(Int8Weight.from_float(torch.randn(33, 128)), torch.randn(33) if bias else None, engine=engine)
+    x = torch.randn(4, 5, 128)
     plain = layer(x)
     layer.side = side_factors(2, layer)
-    delta = 0.5 * torch.einsum("cbti,cir,cor->cbto", x.view(2, 2, 5, 31), layer.side.A_t, layer.side.B)
-    # two float32 sums of 31 and 3 terms
+    delta = 0.5 * torch.einsum("cbti,cir,cor->cbto", x.view(2, 2, 5, 128), layer.side.A_t, layer.side.B)
+    # two float32 sums of 128 and 3 terms
     torch.testing.assert_close(layer(x), plain + delta.flatten(0, 1), rtol=1e-5, atol=1e-5)
     layer.side = None
     assert torch.equal(layer(x), plain)

@@ -22,8 +22,8 @@ void int8_epilogue(const Int8EpilogueArgs& args, Where where) {
   dispatch_dtype<float, bfloat16>("int8_epilogue", "out", args.out_dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(args.n_rows, where.n_threads, min_rows, [&](index_t first, index_t last) {
-      const index_t n_tiles = (args.out_features + kEpilogueColumns - 1) / kEpilogueColumns;
-      std::vector<float> B_turned(static_cast<std::size_t>(args.rank * n_tiles * kEpilogueColumns));
+      const index_t n_tiles = (args.out_features + kOutputColumns - 1) / kOutputColumns;
+      std::vector<float> B_turned(static_cast<std::size_t>(args.rank * n_tiles * kOutputColumns));
       on_active_isa([&](auto isa) { decltype(isa)::template epilogue_rows<T>(args, first, last, B_turned.data()); });
     });
   });

@@ -5,6 +5,7 @@
 #include "../compose_factors.h"
 #include "../inject_delta.h"
 #include "../int8_epilogue.h"
+#include "../int8_linear.h"
 #include "../int8_rows.h"
 #include "isa.h"
 
@@ -22,8 +23,19 @@ struct ComposeRange {
 // Rows of a layer that inject_delta computes together: A is read from the cache once for all of them.
 constexpr index_t kInjectRows = 4;
 
-// Output columns that int8_epilogue computes together.
-constexpr index_t kEpilogueColumns = 64;
+// Output columns of an int8 layer that are computed together.
+constexpr index_t kOutputColumns = 64;
+
+// Rows of inputs that int8_linear takes through one panel of weights before it makes outputs of their products.
+constexpr index_t kLinearRows = 48;
+
+// Working memory of one thread of int8_linear.
+struct LinearScratch {
+  std::uint8_t* panel;   // [in_features rounded up to 64, kOutputColumns], aligned to a cache line
+  std::int32_t* x_sums;  // [n_rows, blocks], of the codes
+  void* products;        // [kLinearRows, kOutputColumns] of 4 bytes each, aligned to a cache line
+  float* B_turned;       // [rank, kOutputColumns]
+};
 
 // One struct per instruction set, IsaKernels<Isa::avx2> and so on; its members are defined in the <op>.isa.cpp files.
 // T is the type of the op's float argument: of the stack, of the values, of the output.
@@ -43,9 +55,14 @@ struct IsaKernels {
   template <typename T>
   static void dequantize_row_range(const DequantizeRowsArgs& args, index_t first_row, index_t last_row);
 
-  // B_turned: float [rank * out_features rounded up to kEpilogueColumns] of this thread.
+  // B_turned: float [rank * out_features rounded up to kOutputColumns] of this thread.
   template <typename T>
   static void epilogue_rows(const Int8EpilogueArgs& args, index_t first_row, index_t last_row, float* B_turned);
+
+  // A panel: the weights of kOutputColumns columns of the output.
+  template <typename T>
+  static void linear_panels(const Int8LinearArgs& args, index_t first_panel, index_t last_panel,
+                            const LinearScratch& scratch);
 };
 
 // Calls f with the IsaKernels of the instruction set in use.

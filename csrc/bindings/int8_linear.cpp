@@ -1,0 +1,53 @@
+// Only in the CPU's module: CUDA has its int8 product from elsewhere, and int8_epilogue after it.
+#include "../kernels/int8_linear.h"
+
+#include "arrays.h"
+#include "device.h"
+#include "int8_outputs.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace lorahub_edge::bindings {
+namespace {
+
+constexpr const char* kOp = "int8_linear";
+
+void int8_linear(const py::object& x, const py::object& x_scale, const py::object& w, const py::object& row_scale,
+                 const py::object& bias, const py::object& side, const py::object& B, const py::object& out,
+                 std::int64_t n_threads) {
+  const Array x_array(x, {kOp, "x"}, Access::read);
+  const Array x_scale_array(x_scale, {kOp, "x_scale"}, Access::read);
+  const Array w_array(w, {kOp, "w"}, Access::read);
+  const OutputArrays outputs(kOp, row_scale, bias, side, B, out);
+  x_array.expect_dims(2);
+  w_array.expect_dims(2);
+  x_scale_array.expect_dims(2);
+  const index_t n_rows = x_array.shape()[0];
+  const index_t in_features = x_array.shape()[1];
+  const index_t n_blocks = x_scale_array.shape()[1];
+  w_array.expect_shape({w_array.shape()[0], in_features});
+  x_scale_array.expect_shape({n_rows, n_blocks});
+  check(n_blocks == 1 || (n_blocks > 0 && in_features % (4 * n_blocks) == 0),
+        "int8_linear: x_scale: expected blocks of a multiple of 4 features");
+
+  Int8LinearArgs args{};
+  args.x = x_array.data_of<std::int8_t>();
+  args.x_scale = x_scale_array.data_of<float>();
+  args.w = w_array.data_of<std::int8_t>();
+  args.in_features = in_features;
+  args.n_blocks = n_blocks;
+  outputs.fill(args, n_rows, w_array.shape()[0]);
+  py::gil_scoped_release no_gil;
+  cpu::int8_linear(args, {n_threads});
+}
+
+}  // namespace
+
+void register_int8_linear(py::module_& module) {
+  module.def(kOp, &int8_linear, py::arg("x"), py::arg("x_scale"), py::arg("w"), py::arg("row_scale"), py::arg("bias"),
+             py::arg("side"), py::arg("B"), py::arg("out"), py::arg("n_threads"),
+             "Write an int8 layer's output; see lorahub_edge.kernels.ops.int8_linear.");
+}
+
+}  // namespace lorahub_edge::bindings

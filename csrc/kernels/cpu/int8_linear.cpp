@@ -1,0 +1,56 @@
+// int8_linear on the CPU: shares panels of output columns out to threads. The loops are in int8_linear.isa.cpp.
+#include "../int8_linear.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "../../dispatch.h"
+#include "../../parallel.h"
+#include "isa_kernels.h"
+
+namespace lorahub_edge::cpu {
+namespace {
+
+// Multiply-adds of codes that take some ten microseconds: below this waking a thread costs more than it saves.
+constexpr index_t kMinWorkPerThread = index_t{1} << 21;
+constexpr std::size_t kCacheLine = 64;
+
+// Room for n values from a cache line's beginning on.
+template <typename T>
+class Aligned {
+ public:
+  explicit Aligned(index_t n) : space_(static_cast<std::size_t>(n) * sizeof(T) + kCacheLine), room_(new char[space_]) {}
+
+  T* data() {
+    void* begin = room_.get();
+    std::size_t space = space_;
+    return static_cast<T*>(std::align(kCacheLine, space_ - kCacheLine, begin, space));
+  }
+
+ private:
+  std::size_t space_;
+  std::unique_ptr<char[]> room_;
+};
+
+}  // namespace
+
+void int8_linear(const Int8LinearArgs& args, Where where) {
+  const index_t n_panels = (args.out_features + kOutputColumns - 1) / kOutputColumns;
+  const index_t panel_features = (args.in_features + 63) / 64 * 64;
+  const index_t work_per_panel = std::max<index_t>(1, kOutputColumns * args.n_rows * (args.in_features + args.rank));
+  const index_t min_panels = (kMinWorkPerThread + work_per_panel - 1) / work_per_panel;
+  dispatch_dtype<float, bfloat16>("int8_linear", "out", args.out_dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    parallel_for(n_panels, where.n_threads, min_panels, [&](index_t first, index_t last) {
+      Aligned<std::uint8_t> panel(panel_features * kOutputColumns);
+      Aligned<std::int32_t> products(kLinearRows * kOutputColumns);
+      std::vector<std::int32_t> x_sums(static_cast<std::size_t>(args.n_rows * args.n_blocks));
+      std::vector<float> B_turned(static_cast<std::size_t>(args.rank * kOutputColumns));
+      const LinearScratch scratch{panel.data(), x_sums.data(), products.data(), B_turned.data()};
+      on_active_isa([&](auto isa) { decltype(isa)::template linear_panels<T>(args, first, last, scratch); });
+    });
+  });
+}
+
+}  // namespace lorahub_edge::cpu

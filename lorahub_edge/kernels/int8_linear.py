@@ -1,0 +1,93 @@
+"""int8_linear: arguments checked, then handed to the route that computes (see routes.py)."""
+
+import torch
+
+from lorahub_edge.kernels import reference
+from lorahub_edge.kernels.checks import expect, expect_tensor, expect_threads
+from lorahub_edge.kernels.int8_epilogue import OUT_DTYPES, SidePath, expect_terms, int8_epilogue
+from lorahub_edge.kernels.routes import native_for
+
+_OP = "int8_linear"
+
+
+def int8_linear(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    w: torch.Tensor,
+    row_scale: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    side: SidePath | None = None,
+    dtype: torch.dtype = torch.float32,
+    n_threads: int | None = None,
+) -> torch.Tensor:
+    """The output of an int8 layer from int8 inputs: product, scales, bias and side path in one pass.
+
+    Meaning, for row m of group g and blocks b of in_features / n_blocks features, each dot product exact and what
+    follows in float32, blocks, factors and terms in this order:
+
+        y[m, o] = sum_b(x_scale[m, b] * dot(x[m, b], w[o, b])) * row_scale[o]
+                  + bias[o] + sum_k(side.inner[m, k] * side.B[g, o, k])
+
+    Args:
+        x: int8 (n_rows, in_features), C-contiguous, codes of the inputs, none of them -128; see `quantize_activations`.
+        x_scale: float32 (n_rows, n_blocks). Blocks are of a multiple of 4 features. On other devices than the CPU
+            there is one.
+        w: int8 (out_features, in_features), codes of the weight.
+        row_scale: float32 (out_features,), of the weight.
+        bias, side, dtype, n_threads: see `int8_epilogue`.
+
+    Returns:
+        A new tensor of `dtype`, (n_rows, out_features), on the device of x. A row does not depend on others.
+
+    Raises:
+        ValueError: shape, layout or device is not as above.
+        TypeError: a dtype is not as above.
+        KernelUnavailable, InvalidInput: see `route` and `isa`.
+
+    Cost: the CPU kernel keeps no product in memory; elsewhere an int32 product of the output's shape.
+    """
+    _check(x, x_scale, w, row_scale, bias, side)
+    if dtype not in OUT_DTYPES:
+        raise TypeError(f"{_OP}: expected dtype float32 or bfloat16, received {dtype}")
+    expect_threads(_OP, n_threads)
+    if x.device.type != "cpu":
+        terms = {"bias": bias, "side": side, "dtype": dtype, "n_threads": n_threads}
+        return int8_epilogue(_product(x, w), x_scale[:, 0], row_scale, **terms)  # type: ignore[arg-type]
+    inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
+    native = native_for(x.device, n_threads)
+    if native is None:
+        pair = None if inner is None or B is None else (inner.numpy(), B.numpy())
+        arrays = (x.numpy(), x_scale.numpy(), w.numpy(), row_scale.numpy(), None if bias is None else bias.numpy())
+        return torch.from_numpy(reference.int8_linear(*arrays, pair)).to(dtype)
+    out = torch.empty(len(x), len(w), dtype=dtype)
+    native.module.int8_linear(x, x_scale, w, row_scale, bias, inner, B, out, native.where)
+    return out
+
+
+def _check(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    w: torch.Tensor,
+    row_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    side: SidePath | None,
+) -> None:
+    expect_tensor(_OP, "x", x, dtypes=(torch.int8,), shape=("n_rows", "in_features"))
+    (n_rows, in_features), device = x.shape, x.device
+    expect_tensor(_OP, "x_scale", x_scale, dtypes=(torch.float32,), shape=(n_rows, "n_blocks"), device=device)
+    expect_tensor(_OP, "w", w, dtypes=(torch.int8,), shape=("out_features", in_features), device=device)
+    n_blocks = x_scale.shape[1]
+    if n_blocks != 1:
+        fits = n_blocks > 0 and in_features % (4 * n_blocks) == 0
+        expect(fits, _OP, f"x_scale with blocks of a multiple of 4 of {in_features} features", f"{n_blocks} blocks")
+        expect(device.type == "cpu", _OP, f"x_scale with one block on {device}", n_blocks)
+    expect_terms(_OP, n_rows, len(w), row_scale, bias, side, device)
+
+
+def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """int32 (n_rows, out_features), on CUDA."""
+    import bitsandbytes  # noqa: F401  registers the operator; slow to import, so only where it is used
+
+    product: torch.Tensor = torch.ops.bitsandbytes.int8_linear_matmul(x, w)
+    return product
