@@ -103,7 +103,6 @@ inline void pack_panel(const std::int8_t* w, index_t first_row, index_t out_feat
   const index_t n_rows = smaller(kOutputColumns, out_features - first_row);
   for (index_t i = 0; i < n; i += 4, panel += kPanelBytes) {
     const std::int8_t* from = w + first_row * n + i;
-    std::memset(panel, 0, kPanelBytes);
     for (index_t row = 0; row < n_rows; ++row, from += n) {
       std::memcpy(panel + 4 * row, from, static_cast<std::size_t>(smaller(4, n - i)));
     }
