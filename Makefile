@@ -37,14 +37,16 @@ test: lint
 
 # Where benches keep random models and caches between runs.
 WORK ?= build/bench
+# Of one evaluation, merge and export; the large one is also served.
+SHAPES ?= small base large
 
 bench: $(VENV)/.installed-dev clients
 	$(BIN)/python -m bench.ops
-	$(BIN)/python -m bench.adapt $(WORK) --rounds 1 --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.adapt $(WORK) --rounds 1 --shapes $(SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.curves $(WORK) --again
-	$(BIN)/python -m bench.merge_export $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.merge_export $(WORK) --shapes $(SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.serve_convert $(WORK)/large $(WORK) --peer-python $(VENV)/clients/python/bin/python
-	$(BIN)/python -m bench.serve $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.serve $(WORK) --rounds 2 --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.compare
 
 bench-quick: $(VENV)/.installed-dev
