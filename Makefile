@@ -37,18 +37,22 @@ test: lint
 
 # Where benches keep random models and caches between runs.
 WORK ?= build/bench
+# Of one evaluation, merge and export; the large one is also served.
+SHAPES ?= small base large
 
 bench: $(VENV)/.installed-dev clients
 	$(BIN)/python -m bench.ops
-	$(BIN)/python -m bench.adapt $(WORK) --rounds 1 --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.adapt $(WORK) --rounds 1 --shapes $(SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.curves $(WORK) --again
+	$(BIN)/python -m bench.merge_export $(WORK) --shapes $(SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.serve_convert $(WORK)/large $(WORK) --peer-python $(VENV)/clients/python/bin/python
-	$(BIN)/python -m bench.serve $(WORK) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.serve $(WORK) --rounds 2 --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.compare
 
 bench-quick: $(VENV)/.installed-dev
-	$(BIN)/python -m bench.curves $(WORK) --quick --out $(WORK)/quick.jsonl --again
-	$(BIN)/python -m bench.compare --results $(WORK)
+	$(BIN)/python -m bench.curves $(WORK) --quick --out $(WORK)/quick/curves.jsonl --again
+	$(BIN)/python -m bench.merge_export $(WORK) --quick --out $(WORK)/quick/merge-export.jsonl
+	$(BIN)/python -m bench.compare --results $(WORK)/quick
 
 # Each in an environment of its own. What cannot be installed here is left out, and its tests are skipped.
 clients:

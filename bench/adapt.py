@@ -1,52 +1,50 @@
-"""One evaluation, a whole `adapt`, and their memory, on a model of FLAN-T5-large's shape, beside the peers.
+"""One evaluation on models of FLAN-T5's shapes, a whole `adapt` on the large one, and their memory, beside the peers.
 
 Peers: the released package lorahub (float32, LoRA), transformers + bitsandbytes and CTranslate2 (int8, no LoRA); the
 floor is the int8 products alone. Each contender runs in a process of its own, round after round in an order drawn anew,
 with as many threads, on the same five examples.
 
-python -m bench.adapt WORK [--peer-python PYTHON] [--parts evaluation whole memory-196 memory-xl]
+python -m bench.adapt WORK [--peer-python PYTHON] [--parts evaluation whole memory-196 memory-xl] [--shapes small ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.records import RESULTS, append, make_record
-from bench.workers import Workplace, command_line
+from bench.serve_convert import SERVED, convert
+from bench.t5_large import SHAPES
+from bench.workers import Run, Workplace, command_line, in_turns
 
 BENCH = "adapt-t5-large"
 CONTENDERS = ("ours", "lorahub", "bitsandbytes", "ctranslate2", "int-mm")
 PARTS = ("evaluation", "whole", "memory-196", "memory-xl")
 N_MODULES = 20
 
-Run = dict[str, Any]
 
-
-def evaluation(place: Workplace, rounds: int) -> dict[str, list[Run]]:
+def evaluation(place: Workplace, shape: str, rounds: int) -> dict[str, list[Run]]:
     """Seconds per candidate in a generation, and peak memory, of every contender."""
-    base, modules = place.model("large", N_MODULES)
+    base, modules = place.model(shape, N_MODULES)
     folders = dict.fromkeys(CONTENDERS, base)
     if place.peer_python is None:
         del folders["ctranslate2"]
         sys.stderr.write("ctranslate2: left out, no --peer-python\n")
     else:
-        folders["ctranslate2"] = _converted(place, base)
+        folders["ctranslate2"] = _converted(place.folder, base, place.peer_python)
     task = place.task()
 
     def measure(name: str) -> Run:
-        n = 2 if name == "lorahub" else 12  # it takes seconds each, and one is like the other
+        n = {"ours": 12, "lorahub": 2}.get(name, 4)  # where there is no generation, one is like the other
         run = place.worker(name, folders[name], modules, task, n_candidates=n)
         return {**run, "seconds": run["per_candidate_s"]}
 
-    return _in_turns({name: lambda name=name: measure(name) for name in folders}, rounds)  # type: ignore[misc]
+    return in_turns({name: lambda name=name: measure(name) for name in folders}, rounds)  # type: ignore[misc]
 
 
 def whole(place: Workplace, rounds: int) -> dict[str, list[Run]]:
@@ -56,7 +54,7 @@ def whole(place: Workplace, rounds: int) -> dict[str, list[Run]]:
     _whole_ours(place, base, modules, task)  # fills the cache
     measures = {"ours": lambda: _whole_ours(place, base, modules, task)}
     measures["lorahub"] = lambda: _whole_lorahub(place, base, modules, task)
-    return _in_turns(measures, rounds)
+    return in_turns(measures, rounds)
 
 
 def memory(place: Workplace, shape: str, n_modules: int) -> dict[str, list[Run]]:
@@ -70,22 +68,12 @@ def memory(place: Workplace, shape: str, n_modules: int) -> dict[str, list[Run]]
     return {"ours": [{**run, "seconds": run["per_candidate_s"], "planned_bytes": plans[0]["peak_bytes"]}]}
 
 
-def _in_turns(measures: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    runs: dict[str, list[Run]] = {name: [] for name in measures}
-    order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(measures), len(measures)):
-            runs[name].append(measures[name]())
-    return runs
-
-
-def _converted(place: Workplace, base: Path) -> Path:
-    out = place.folder / "ctranslate2"
-    if not out.is_dir():
-        assert place.peer_python is not None
-        converter = str(place.peer_python.with_name("ct2-transformers-converter"))
-        place.run([converter, "--model", str(base), "--output_dir", str(out), "--quantization", "int8"])
-    return out
+def _converted(work: Path, base: Path, peer_python: Path) -> Path:
+    """CTranslate2's folder of a base; bench.serve uses the one of the shape that it serves."""
+    folder = work if base.name == SERVED else work / f"{base.name}-peers"
+    folder.mkdir(exist_ok=True)
+    convert("ctranslate2", base, folder, peer_python.parent)
+    return folder / "ctranslate2"
 
 
 def _whole_ours(place: Workplace, base: Path, modules: Path, task: Path) -> Run:
@@ -119,7 +107,9 @@ def _record(options: argparse.Namespace, part: str, runs: dict[str, list[Run]], 
         setup |= {"part": part, "contender": contender, "threads": options.threads}
         setup |= {"stack_dtype": options.stack_dtype} if contender == "ours" else {}
         append(options.out, make_record(BENCH, setup, metrics))
-        sys.stderr.write(f"{part} {contender}: {metrics['median_s']:.3f} s, peak {peak / 1e9:.2f} GB\n")
+        sys.stderr.write(
+            f"{part} {setup['shape']} {contender}: {metrics['median_s']:.3f} s, peak {peak / 1e9:.2f} GB\n"
+        )
 
 
 def main() -> None:
@@ -128,6 +118,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for models and caches; kept, so that a second run is faster")
     parser.add_argument("--peer-python", type=Path, help="of an environment with ctranslate2 (`make clients`)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["evaluation", "whole", "memory-196"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "base", "large"], help="of evaluation")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stack-dtype", default="int8")
@@ -135,8 +126,9 @@ def main() -> None:
     options = parser.parse_args()
     place = Workplace(options.work, options.threads, options.peer_python, options.stack_dtype)
     large = {"shape": "large", "n_modules": N_MODULES}
-    if "evaluation" in options.parts:
-        _record(options, "evaluation", evaluation(place, options.rounds), **large)
+    for shape in options.shapes if "evaluation" in options.parts else ():
+        runs = evaluation(place, shape, options.rounds)
+        _record(options, "evaluation", runs, shape=shape, n_modules=N_MODULES)
     if "whole" in options.parts:
         _record(options, "whole", whole(place, options.rounds), **large)
     for part, shape, n_modules in (("memory-196", "large", 196), ("memory-xl", "xl", N_MODULES)):

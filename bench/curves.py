@@ -52,7 +52,7 @@ def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(prog="python -m bench.curves", description=__doc__)
     parser.add_argument("work", type=Path, help="folder for models and modules; kept")
-    parser.add_argument("--quick", action="store_true", help="four points, ours only")
+    parser.add_argument("--quick", action="store_true", help="three points, ours only")
     parser.add_argument("--again", action="store_true", help="measure all points anew")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from bench.records import RESULTS, ROOT, Record, read
-from bench.tables_adapt import CROSSING, CURVES, NAMES
+from bench.tables_adapt import CROSSING, CURVES, MERGE_EXPORT_NAMES, NAMES
 
 FOLDER = ROOT / "docs" / "bench"
 OURS, PEER, FLOOR = "#1b6ca8", "#9aa5b1", "#d9822b"
@@ -40,20 +40,37 @@ def _save(name: str, draw: Callable[[], Any]) -> bool:
 
 def evaluation() -> Any:
     """Seconds and peak memory of every contender, as bars."""
-    records = [r for r in read(RESULTS / "adapt-t5-large.jsonl") if r["setup"]["part"] == "evaluation"]
-    if not records:
+    records = _of_shape(read(RESULTS / "adapt-t5-large.jsonl"), "large", "evaluation")
+    return _time_and_memory([(r, NAMES[r["setup"]["contender"]]) for r in records], "seconds per candidate")
+
+
+def merge_export() -> Any:
+    """Seconds and peak memory of merging and exporting, as bars."""
+    records = read(RESULTS / "merge-export-t5.jsonl")
+    rows = [*_of_shape(records, "large", "export"), *_of_shape(records, "large", "merge")]
+    names = [MERGE_EXPORT_NAMES[r["setup"]["part"], r["setup"]["contender"]] for r in rows]
+    return _time_and_memory(list(zip(rows, names, strict=True)), "seconds, start to exit")
+
+
+def _of_shape(records: Sequence[Record], shape: str, part: str) -> list[Record]:
+    """Those of one part, the fastest first."""
+    found = [r for r in records if r["setup"]["shape"] == shape and r["setup"]["part"] == part]
+    return sorted(found, key=lambda r: float(r["metrics"]["median_s"]))
+
+
+def _time_and_memory(rows: Sequence[tuple[Record, str]], label: str) -> Any:
+    if not rows:
         return None
-    records.sort(key=lambda r: r["metrics"]["median_s"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True)
-    _bars(left, records, [r["metrics"]["median_s"] for r in records], "seconds per candidate", "{:.2f}")
-    _bars(right, records, [r["metrics"]["peak_bytes"] / 1e9 for r in records], "peak memory, GB", "{:.2f}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.6 + 0.4 * len(rows)), sharey=True)
+    _bars(left, rows, [r["metrics"]["median_s"] for r, _ in rows], label, "{:.2f}")
+    _bars(right, rows, [r["metrics"]["peak_bytes"] / 1e9 for r, _ in rows], "peak memory, GB", "{:.2f}")
     return figure
 
 
-def _bars(axes: Axes, records: Sequence[Record], values: Sequence[float], label: str, form: str) -> None:
-    names = [r["setup"]["contender"] for r in records]
-    colors = [OURS if n == "ours" else FLOOR if n == "int-mm" else PEER for n in names]
-    bars = axes.barh([NAMES[n].replace("`", "") for n in names], values, color=colors)
+def _bars(axes: Axes, rows: Sequence[tuple[Record, str]], values: Sequence[float], label: str, form: str) -> None:
+    contenders = [r["setup"]["contender"] for r, _ in rows]
+    colors = [OURS if c.startswith("ours") else FLOOR if c == "int-mm" else PEER for c in contenders]
+    bars = axes.barh([name.replace("`", "") for _, name in rows], values, color=colors)
     axes.bar_label(bars, [form.format(v) for v in values], padding=3)
     axes.set_xlabel(label)
     axes.margins(x=0.15)
@@ -123,6 +140,11 @@ PICTURES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "FLAN-T5-small's shape; each picture changes one setting. Both axes are logarithmic.",
     ),
     "curves-memory": (curves_memory, "How its memory grows", "Peak of the whole process, Python and torch included."),
+    "merge-export": (
+        merge_export,
+        "Merging and exporting on FLAN-T5-large's shape",
+        "From start to exit; PEFT also reads and adds up the modules, which ours did while adapting.",
+    ),
     "serving": (serving, "Serving on FLAN-T5-large's shape", "81 tokens in, 32 out, one answer at a time."),
 }
 

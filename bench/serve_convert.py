@@ -18,12 +18,19 @@ from pathlib import Path
 from lorahub_edge.sources import sha256_files
 
 FOLDERS = ("ours", "optimum", "ctranslate2")
+# The shape that bench.serve serves, where make bench runs it.
+SERVED = "large"
 
 
 def stamp_of(folder: Path) -> str | None:
     """The hash of the model that a contender was made from."""
     path = folder.with_name(f"{folder.name}.model-sha256")
     return path.read_text().strip() if path.is_file() else None
+
+
+def write_stamp(folder: Path, model_sha256: str) -> None:
+    """Say which model a contender was made from."""
+    folder.with_name(f"{folder.name}.model-sha256").write_text(model_sha256 + "\n")
 
 
 def model_hash(model: Path) -> str:
@@ -50,7 +57,7 @@ def convert(contender: str, model: Path, work: Path, bin_folder: Path) -> None:
         return
     shutil.rmtree(out, ignore_errors=True)
     subprocess.run(command_for(contender, model, out, bin_folder), check=True)
-    out.with_name(f"{contender}.model-sha256").write_text(stamp + "\n")
+    write_stamp(out, stamp)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 The real ones cannot be shipped, and speed and memory do not depend on the values.
 
-python -m bench.t5_large FOLDER [--shape small|large|xl] [--modules N]
+python -m bench.t5_large FOLDER [--shape small|base|large|xl] [--modules N]
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def small_config(n_layers: int = 8) -> T5Config:
     return _config(d_model=512, d_ff=1024, num_heads=6, num_layers=n_layers)
 
 
-SHAPES = {"small": small_config, "large": large_config, "xl": xl_config}
+def base_config(n_layers: int = 12) -> T5Config:
+    """google/flan-t5-base's sizes."""
+    return _config(d_model=768, d_ff=2048, num_heads=12, num_layers=n_layers)
+
+
+SHAPES = {"small": small_config, "base": base_config, "large": large_config, "xl": xl_config}
 
 
 def _config(**sizes: int) -> T5Config:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.records import RESULTS, ROOT, read
-from bench.tables_adapt import adapt_table, curves_table, memory_table
+from bench.tables_adapt import adapt_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
 from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket
 from bench.tables_studies import ablations, harmful_development, harmful_heldout, search_development, search_heldout
@@ -102,7 +102,12 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "quality-pocket": quality_pocket,
         "serve-t5-large": serve_t5_large,
     },
-    ROOT / "docs" / "benchmarks.md": {"memory": memory_table, "curves": curves_table},
+    ROOT / "docs" / "benchmarks.md": {
+        "shapes": shapes_table,
+        "merge-export": merge_export_table,
+        "memory": memory_table,
+        "curves": curves_table,
+    },
     ROOT / "docs" / "quality.md": {
         "search-development": search_development,
         "search-heldout": search_heldout,

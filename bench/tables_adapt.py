@@ -1,4 +1,7 @@
-"""The tables of one evaluation, a whole adapt and their memory, from the records of bench.adapt and bench.curves."""
+"""The tables of one evaluation, a whole adapt, merge, export and their memory.
+
+From the records of bench.adapt, bench.curves and bench.merge_export.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import asdict
 
 from bench.curves import Point as CrossingPoint
 from bench.records import RESULTS, Record, read
+from bench.t5_large import SHAPES
 
 NOTHING = "Not measured yet."
 NAMES = {
@@ -20,8 +24,8 @@ _PARTS = {"evaluation": "one candidate in a generation of 12", "whole": "`adapt`
 
 
 def adapt_table() -> str:
-    """Time and peak memory of every contender, with how many times ours each is."""
-    records = [r for r in read(RESULTS / "adapt-t5-large.jsonl") if r["setup"]["part"] in _PARTS]
+    """Time and peak memory of every contender on the large shape, with how many times ours each is."""
+    records = [r for r in _adapt_records() if r["setup"]["part"] in _PARTS and r["setup"]["shape"] == "large"]
     if not records:
         return NOTHING
     lines = ["| | | seconds | times ours | peak memory, GB |", "|---|---|---:|---:|---:|"]
@@ -39,9 +43,73 @@ def adapt_table() -> str:
     return "\n".join([caption, "", *lines])
 
 
+def shapes_table() -> str:
+    """One evaluation of every contender on every shape."""
+    records = [r for r in _adapt_records() if r["setup"]["part"] == "evaluation"]
+    if not records:
+        return NOTHING
+    lines = ["| shape | | seconds | times ours | peak memory, GB |", "|---|---|---:|---:|---:|"]
+    records.sort(key=_shape_order)
+    ours = {r["setup"]["shape"]: r["metrics"]["median_s"] for r in records if r["setup"]["contender"] == "ours"}
+    for record in records:
+        name, shape, m = record["setup"]["contender"], record["setup"]["shape"], record["metrics"]
+        times = "" if name == "ours" else f"{m['median_s'] / ours[shape]:.2f}"
+        lines.append(f"| {shape} | {NAMES[name]} | {m['median_s']:.3g} | {times} | {m['peak_bytes'] / 1e9:.2f} |")
+    setup = records[-1]["setup"]
+    caption = (
+        f"One candidate in a generation of 12, {setup['n_modules']} modules of rank 16, five examples of 81 tokens, "
+        f"{setup['threads']} threads; {_where(records)}."
+    )
+    return "\n".join([caption, "", *lines])
+
+
+MERGE_EXPORT_NAMES = {
+    ("merge", "ours-fp32"): "`lorahub-edge merge`, float32",
+    ("merge", "ours-bf16"): "`lorahub-edge merge`, bfloat16",
+    ("merge", "ours-int8"): "`lorahub-edge merge`, int8",
+    ("merge", "ours-int8-in-place"): "`lorahub-edge merge`, int8, in place",
+    ("merge", "peft"): "PEFT, float32, adding up included",
+    ("export", "ours"): "`lorahub-edge export`, int8, verified",
+    ("export", "optimum"): "Optimum, ONNX, float32",
+    ("export", "ctranslate2"): "CTranslate2's converter, int8",
+}
+
+
+def merge_export_table() -> str:
+    """Seconds, peak memory and folder of every merge and export, shape by shape."""
+    records = read(RESULTS / "merge-export-t5.jsonl")
+    if not records:
+        return NOTHING
+    lines = ["| shape | | seconds | peak memory, GB | folder, MB |", "|---|---|---:|---:|---:|"]
+    names = list(MERGE_EXPORT_NAMES)
+    records.sort(key=lambda r: (_shape_order(r), names.index(_merge_export_key(r))))
+    for record in records:
+        m, name = record["metrics"], MERGE_EXPORT_NAMES[_merge_export_key(record)]
+        sizes = f"{m['peak_bytes'] / 1e9:.2f} | {m['folder_bytes'] / 1e6:.0f}"
+        lines.append(f"| {record['setup']['shape']} | {name} | {m['median_s']:.1f} | {sizes} |")
+    setup = records[-1]["setup"]
+    caption = (
+        f"From start to exit, {setup['threads']} threads. Merge: a composed module of rank 16 for q and v; PEFT also "
+        f"reads and adds up its {setup['n_modules']} modules. Export: the base alone; {_where(records)}."
+    )
+    return "\n".join([caption, "", *lines])
+
+
+def _merge_export_key(record: Record) -> tuple[str, str]:
+    return record["setup"]["part"], record["setup"]["contender"]
+
+
+def _shape_order(record: Record) -> int:
+    return list(SHAPES).index(record["setup"]["shape"])
+
+
+def _adapt_records() -> list[Record]:
+    return read(RESULTS / "adapt-t5-large.jsonl")
+
+
 def memory_table() -> str:
     """Planned and measured peaks."""
-    records = [r for r in read(RESULTS / "adapt-t5-large.jsonl") if "planned_bytes" in r["metrics"]]
+    records = [r for r in _adapt_records() if "planned_bytes" in r["metrics"]]
     if not records:
         return NOTHING
     lines = ["| shape | modules | stored as | planned, GB | measured, GB | planned / measured |"]

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from bench.records import ROOT
 from bench.t5_large import SHAPES, write_random_model, write_random_modules
 
 N_EXAMPLES = 5
+
+# What one process of one contender measured.
+Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class Workplace:
         result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return result
 
+    def measured(self, command: Sequence[str]) -> Run:
+        """Seconds and peak memory of a command from start to exit, and what its last line says if that is JSON."""
+        done = self.run([sys.executable, "-S", str(Path(__file__).with_name("peak.py")), *command])
+        *before, report = done.stdout.strip().splitlines()
+        said = json.loads(before[-1]) if before and before[-1].startswith("{") else {}
+        return {**said, **json.loads(report)}
+
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """A command with this place's threads and cache; ends the bench if it fails."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
@@ -74,6 +84,16 @@ class Workplace:
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command[:4])} failed:\n{done.stderr.strip()[-2000:]}")
         return done
+
+
+def in_turns(measures: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+    """What each contender measured in each round, in an order drawn anew every time."""
+    runs: dict[str, list[Run]] = {name: [] for name in measures}
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(measures), len(measures)):
+            runs[name].append(measures[name]())
+    return runs
 
 
 def _words(rng: random.Random, n: int) -> str:

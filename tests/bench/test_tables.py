@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import tables, tables_quality, tables_studies
+from bench import tables, tables_adapt, tables_ops, tables_quality, tables_studies
 from bench.records import append, make_record
 
 
@@ -70,3 +70,56 @@ def test_a_search_that_ends_above_zero_is_counted(tmp_path, monkeypatch):
             append(tmp_path / "search-study.jsonl", record)
     rows = tables_studies.harmful_heldout().splitlines()[-2:]
     assert rows == ["| none | 10.0 | 1.500 | 0 of 2 |", "| one | 10.0 | 1.500 | 1 of 2 |"]
+
+
+def timed_record(bench, seconds, **setup):
+    metrics = {"median_s": seconds, "peak_bytes": 2e9, "folder_bytes": 3e6}
+    return make_record(bench, {"n_modules": 20, "threads": 2, **setup}, metrics)
+
+
+def test_evaluations_stand_by_size_with_ours_of_the_same_shape(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_adapt, "RESULTS", tmp_path)
+    assert tables_adapt.shapes_table() == tables_adapt.adapt_table() == "Not measured yet."
+    for shape, ours, theirs in (("large", 2.0, 5.0), ("base", 1.0, 4.0)):
+        for contender, seconds in (("ours", ours), ("lorahub", theirs)):
+            record = timed_record("a", seconds, part="evaluation", shape=shape, contender=contender)
+            append(tmp_path / "adapt-t5-large.jsonl", record)
+    cells = [line.split(" | ") for line in tables_adapt.shapes_table().splitlines()[4:]]
+    assert [(row[0], *row[2:]) for row in cells] == [
+        ("| base", "1", "", "2.00 |"),
+        ("| base", "4", "4.00", "2.00 |"),
+        ("| large", "2", "", "2.00 |"),
+        ("| large", "5", "2.50", "2.00 |"),
+    ]
+    times = [line.split(" | ")[2] for line in tables_adapt.adapt_table().splitlines()[4:]]
+    assert times == ["2.00", "5.00"]  # README's has the large shape alone
+
+
+def test_merges_and_exports_stand_by_size_in_the_names_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_adapt, "RESULTS", tmp_path)
+    assert tables_adapt.merge_export_table() == "Not measured yet."
+    for shape in ("large", "small"):
+        for part, contender in (("export", "ours"), ("merge", "peft"), ("merge", "ours-fp32")):
+            record = timed_record("m", 1.25, part=part, shape=shape, contender=contender)
+            append(tmp_path / "merge-export-t5.jsonl", record)
+    lines = tables_adapt.merge_export_table().splitlines()[4:]
+    assert [line.split(" | ")[0] for line in lines] == ["| small"] * 3 + ["| large"] * 3
+    assert lines[1:3] == [
+        "| small | PEFT, float32, adding up included | 1.2 | 2.00 | 3 |",
+        "| small | `lorahub-edge export`, int8, verified | 1.2 | 2.00 | 3 |",
+    ]
+
+
+def test_a_form_that_a_record_does_not_have_has_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_ops, "RESULTS", tmp_path)
+    forms = {"ours, float32 stack": 2.0, "ours, int8 stack": 0.5, "torch.mv": 4.0}
+    for n_candidates, names in ((1, list(forms)), (2, list(forms)[::2])):
+        setup = {"op": "compose_factors", "n_candidates": n_candidates, "n_modules": 20, "threads": 1, "isa": "i"}
+        floors = {"bytes, float32 stack": 1.0, "bytes, int8 stack": 0.25}
+        timings = {name: {"median_ms": forms[name]} for name in names}
+        append(tmp_path / "ops.jsonl", make_record("ops", setup, {"timings": timings, "floors_ms": floors}))
+    assert tables_ops.ops_table().splitlines()[4:] == [
+        "| `compose_factors`, 1 candidate x 20 modules, float32 stack | 2 | 1 | torch.mv 4 (2.0) |",
+        "| `compose_factors`, 1 candidate x 20 modules, int8 stack | 0.5 | 0.25 | torch.mv 4 (8.0) |",
+        "| `compose_factors`, 2 candidates x 20 modules, float32 stack | 2 | 1 | torch.mv 4 (2.0) |",
+    ]

@@ -61,10 +61,11 @@ def test_the_allowed_error_follows_the_noise_of_torch():
     assert not ModelResult.of(None, np.array([np.inf, 0]), np.array([0.1, 0.1])).is_near
 
 
-def test_answers_that_part_are_ties_only_within_the_noise(export_base, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_answers_that_part_are_ties_only_within_the_noise(export_base, tmp_path, precision):
     """The reference's answers with their second token replaced: no noise explains that."""
     folder = tmp_path / "other"
-    shutil.copytree(export_base("llama", "fp32").folder, folder)
+    shutil.copytree(export_base("llama", precision).folder, folder)
     path = folder / "reference.npz"
     with np.load(path) as arrays:
         changed = {name: arrays[name].copy() for name in arrays.files}

@@ -14,6 +14,7 @@ import lorahub_edge
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, open_folder, stream
 from lorahub_edge.serve import model as serve_model
+from lorahub_edge.serve.beam import beam_search
 from tests import tiny
 
 TEXTS = [text for text, _ in tiny.ROWS]
@@ -52,6 +53,30 @@ def test_beam_search_is_that_of_transformers(bases, folders, kind):
         found = generate(model, [text], GenerationSettings(max_new_tokens=8, n_beams=3))[0]
         # transformers pads the answer, and the pad token may also be an answer's last word
         assert "".join(map(chr, found.token_ids)).rstrip("\0") == "".join(map(chr, expected)).rstrip("\0"), text
+
+
+class Scripted:
+    """Stands for an OnnxModel: what it says depends on how many tokens came before, and is the same for all beams."""
+
+    def __init__(self, folder, *steps):
+        self.files = dataclasses.replace(open_folder(folder), end_ids=(0,))
+        self.steps = [np.log(np.array(step, np.float32)) for step in steps]
+
+    def begin(self, prompts):
+        return 1, self.steps[0][None, None]
+
+    def select(self, state, index):
+        return state
+
+    def step(self, state, tokens):
+        return np.broadcast_to(self.steps[1], (len(tokens), 1, len(self.steps[1])))
+
+
+def test_an_end_less_likely_than_all_beams_is_not_set_aside(folders):
+    """As in transformers: only the n_beams likeliest continuations may end, though 2 * n_beams are looked at."""
+    first, flat = [0.2, 0.4, 0.3, 0.1], [0.01, 0.33, 0.33, 0.33]
+    settings = GenerationSettings(max_new_tokens=2, n_beams=2, length_penalty=0.0)
+    assert beam_search(Scripted(folders["t5"], first, flat), [1], settings, 2)[0] != 0
 
 
 def test_sampling_repeats_from_its_seed_whatever_is_in_the_batch(model):
