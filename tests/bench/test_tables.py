@@ -70,3 +70,31 @@ def test_a_search_that_ends_above_zero_is_counted(tmp_path, monkeypatch):
             append(tmp_path / "search-study.jsonl", record)
     rows = tables_studies.harmful_heldout().splitlines()[-2:]
     assert rows == ["| none | 10.0 | 1.500 | 0 of 2 |", "| one | 10.0 | 1.500 | 1 of 2 |"]
+
+
+def wtq_record(method, modules, seed, score):
+    setup = {"task": "t", "example_seed": seed, "n_examples": 5, "precision": "int8", "method": {"name": method}}
+    own = {"modules": modules} if modules else {}
+    return make_record("wtq", {**setup, **own}, {"exact_match": score, "test_loss": 2.0, "n_test": 53})
+
+
+def test_table_questions_stand_in_a_column_per_pool(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.wtq() == "Not measured yet."
+    trained = tables_studies.TABLE_MODULE
+    points = [
+        ("zero-shot", None, 42, 1.0),
+        ("edge", ["a", "b"], 42, 2.0),
+        ("edge", ["a", "b"], 43, 4.0),
+        ("edge", ["a", "b", trained], 42, 5.0),
+        ("best-single", [trained], 42, 6.0),
+    ]
+    for point in points:
+        append(tmp_path / "wtq.jsonl", wtq_record(*point))
+    assert tables_studies.wtq().splitlines()[2:] == [
+        f"| method | 2 modules | 2 modules and `{trained}` | `{trained}` |",
+        "|---|---:|---:|---:|",
+        "| zero-shot | 1.0 / 2.000 | 1.0 / 2.000 | 1.0 / 2.000 |",
+        "| edge | 3.0 (2.0-4.0) / 2.000 | 5.0 / 2.000 |  |",
+        "| best-single |  |  | 6.0 / 2.000 |",
+    ]
