@@ -3,7 +3,8 @@
     python -m bench.wtq ROWS.jsonl WORK --base BASE.gguf --modules FOLDER
 
 ROWS has {"split", "inputs", "targets"}; an input is a table and a question about it. The table-question module is
-trained in WORK by the recipe of the other modules, on training rows whose tables no tested row has.
+trained in WORK by the recipe of the other modules, but half their batch (tables are long: memory), on training rows
+whose tables no tested row has.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_CHARACTERS = 700  # of an input, for training and test; the other modules' r
 MAX_NEW_TOKENS = 24
 METHODS = ("zero-shot", "best-single", "uniform", "lorahub-code", "edge")
 PROMPT = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
-RECIPE = TrainSettings(rank=16, alpha=32, max_steps=60, learning_rate=1e-3, batch_size=8)
+RECIPE = TrainSettings(rank=16, alpha=32, max_steps=60, learning_rate=1e-3, batch_size=4)
 
 Row: TypeAlias = "dict[str, str]"
 
@@ -48,17 +49,19 @@ def main() -> None:
     trained = _trained(options.work, training, options.base)
     base = load_base(options.base, device="cpu", cache=default_cache())
     seeds, results = range(1, options.seeds + 1), Results(options.out)
-    # the module alone is a pool too: its best single module is what the training by itself reaches
-    for specs, names in (
-        ([options.modules], METHODS),
-        ([options.modules, trained], METHODS),
-        ([trained], METHODS[1:2]),
-    ):
+    protocol = Protocol(BENCH, prompt=PROMPT, max_new_tokens=MAX_NEW_TOKENS, batch_size=options.batch_size)
+    tasks = [TaskRows(TASK, str(task), str(task))]
+    for specs, names in pools_of(options.modules, trained, options.methods):
         pool = Pool(base, find_modules(specs))
-        protocol = Protocol(BENCH, prompt=PROMPT, max_new_tokens=MAX_NEW_TOKENS, batch_size=options.batch_size)
-        chosen = methods_by_name(list(names))
-        tasks = [TaskRows(TASK, str(task), str(task))]
-        measure(protocol, pool, tasks, chosen, seeds=seeds, results=results, say=_say)
+        measure(protocol, pool, tasks, methods_by_name(list(names)), seeds=seeds, results=results, say=_say)
+
+
+def pools_of(modules: str, trained: Path, methods: Sequence[str]) -> list[tuple[list[str | Path], Sequence[str]]]:
+    """What each pool is made of and which methods it is for: without the module, with it, and it alone.
+
+    Alone it is its pool's best single module, which is what the training by itself reaches.
+    """
+    return [([modules], methods), ([modules, trained], methods), ([trained], ["best-single"])]
 
 
 def split_rows(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -108,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("work", type=Path, help="where the task file and the trained module are kept")
     parser.add_argument("--base", required=True, help="as lorahub-edge takes it")
     parser.add_argument("--modules", required=True, help="a folder of modules; the table-question module joins them")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=27)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")

@@ -50,3 +50,9 @@ def test_the_module_is_trained_once_and_on_its_rows_only(tmp_path, monkeypatch):
 def test_what_is_compared_needs_no_gradient(name):
     (method,) = wtq.methods_by_name([name])
     assert method.precision is None
+
+
+def test_pools_differ_by_the_trained_module(tmp_path):
+    (without, _), (with_it, _), (alone, names) = wtq.pools_of("others", tmp_path, ["edge"])
+    assert (without, with_it, alone) == (["others"], ["others", tmp_path], [tmp_path])
+    assert names == ["best-single"]
