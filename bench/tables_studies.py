@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.records import RESULTS, Record, read
@@ -42,8 +42,8 @@ def ablations() -> str:
 
 
 def ranks() -> str:
-    """One row per rank and method."""
-    return _methods("ranks")
+    """One row per rank and method, by rank."""
+    return _methods("ranks", by=lambda record: int(record["setup"]["method"]["rank"]))
 
 
 def wtq() -> str:
@@ -78,9 +78,9 @@ def _score_and_loss(points: Sequence[Mapping[str, Any]]) -> str:
     return f"{statistics.fmean(scores):.1f}{spread} / {statistics.fmean(p['test_loss'] for p in points):.3f}"
 
 
-def _methods(name: str) -> str:
+def _methods(name: str, by: Callable[[Record], int] = lambda record: 0) -> str:
     """Every method of a result file that holds one pool, or pools that its methods' names tell apart."""
-    records = read(RESULTS / f"{name}.jsonl")
+    records = sorted(read(RESULTS / f"{name}.jsonl"), key=by)
     return f"{caption(records)}\n\n{methods_table(cells_of(records))}" if records else NOTHING
 
 

@@ -98,3 +98,19 @@ def test_table_questions_stand_in_a_column_per_pool(tmp_path, monkeypatch):
         "| edge | 3.0 (2.0-4.0) / 2.000 | 5.0 / 2.000 |  |",
         "| best-single |  |  | 6.0 / 2.000 |",
     ]
+
+
+def test_ranks_stand_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.ranks() == "Not measured yet."
+    losses = {"example_loss": 1.0, "test_loss": 2.0, "tokens_per_example": 9, "n_evaluations": 1}
+    metrics = {**losses, "cpu_seconds": 1, "seconds": 1, "peak_memory_bytes": 1, "n_test": 9}
+    for rank in (16, 4):
+        setup = {"task": "t", "n_examples": 5, "precision": "int8", "modules": ["a"]}
+        method = {"name": f"rank {rank}, edge", "rank": rank}
+        append(
+            tmp_path / "ranks.jsonl",
+            make_record("ranks", {**setup, "method": method}, {**metrics, "exact_match": rank}),
+        )
+    rows = tables_studies.ranks().splitlines()[-2:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| rank 4, edge", "4.0"], ["| rank 16, edge", "16.0"]]
