@@ -1,7 +1,6 @@
 """Ablations of preset edge on pocket's development tasks: what the parts are worth, one at a time.
 
     python -m bench.ablations
-    python -m bench.ablations --variants "rank 4" --modules FOLDER    # modules trained with another rank
 
 Every variant is a method of the quality bench: same draws, same columns, measured once per point.
 """
@@ -156,9 +155,6 @@ VARIANTS: Sequence[Method] = (
     of_tuning("full-tuning, lr 1e-3", "40 epochs", Tuning("full", 1e-3)),
 )
 
-# The same search over other modules: `python -m lorahub_edge.pocket.make --only modules --module-rank 4 --out FOLDER`
-OF_RANK: Sequence[Method] = tuple(_variant(f"rank {rank}", "trained anew", Variant()) for rank in (4, 64))
-
 
 def main() -> None:
     """Parse, load once, measure."""
@@ -166,7 +162,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pool = Pool(load_base("pocket", device="cpu"), load_modules(options.modules))
     wanted = options.variants or [v.name for v in VARIANTS]
-    chosen = [v for v in (*VARIANTS, *OF_RANK) if v.name in wanted]
+    chosen = [v for v in VARIANTS if v.name in wanted]
     say: Callable[[str], object] = lambda line: sys.stderr.write(line + "\n")  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
         tasks = write_tasks(Path(folder), "development")
@@ -177,7 +173,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ablations", description=__doc__.partition("\n")[0])
-    parser.add_argument("--variants", nargs="+", choices=[v.name for v in (*VARIANTS, *OF_RANK)])
+    parser.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS])
     parser.add_argument("--modules", default="pocket", help="the pool")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")

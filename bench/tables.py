@@ -14,8 +14,16 @@ from pathlib import Path
 from bench.records import RESULTS, ROOT, read
 from bench.tables_adapt import adapt_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
-from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket
-from bench.tables_studies import ablations, harmful_development, harmful_heldout, search_development, search_heldout
+from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket, quality_smollm2
+from bench.tables_studies import (
+    ablations,
+    harmful_development,
+    harmful_heldout,
+    ranks,
+    search_development,
+    search_heldout,
+    wtq,
+)
 from lorahub_edge.adaptation import FORMS, PRESETS
 
 
@@ -114,6 +122,9 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "harmful-development": harmful_development,
         "harmful-heldout": harmful_heldout,
         "ablations": ablations,
+        "ranks": ranks,
+        "quality-smollm2": quality_smollm2,
+        "wtq": wtq,
     },
 }
 

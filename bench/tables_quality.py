@@ -24,7 +24,16 @@ _FIRST_NAMES = {
 
 def quality_pocket() -> str:
     """All methods on the embedded held-out tasks; then the tasks one by one."""
-    records = of_newest_pool(read(RESULTS / "quality-pocket.jsonl"))
+    return _quality("pocket")
+
+
+def quality_smollm2() -> str:
+    """The same on a real base and real tasks."""
+    return _quality("smollm2")
+
+
+def _quality(name: str) -> str:
+    records = of_newest_pool(read(RESULTS / f"quality-{name}.jsonl"))
     if not records:
         return NOTHING
     cells = cells_of(records)

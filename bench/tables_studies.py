@@ -1,14 +1,16 @@
-"""The tables in docs/quality.md: the search study and the ablations."""
+"""The tables in docs/quality.md: the search study, the ablations, ranks, table questions."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.records import RESULTS, Record, read
 from bench.tables_quality import NOTHING
 from lorahub_edge.benchmark.summary import caption, cells_of, methods_table
+
+TABLE_MODULE = "table_questions"
 
 # (strategy, budget) -> the metrics of its points
 Scores = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
@@ -36,7 +38,49 @@ def harmful_heldout() -> str:
 
 def ablations() -> str:
     """One row per variant."""
-    records = read(RESULTS / "ablations.jsonl")
+    return _methods("ablations")
+
+
+def ranks() -> str:
+    """One row per rank and method, by rank."""
+    return _methods("ranks", by=lambda record: int(record["setup"]["method"]["rank"]))
+
+
+def wtq() -> str:
+    """Methods down, pools across; a pool is known by its size and by whether it has the trained module."""
+    records = read(RESULTS / "wtq.jsonl")
+    if not records:
+        return NOTHING
+    pools = {_pool(r): None for r in records if _pool(r)}
+    lines = [f"| method | {' | '.join(map(str, pools))} |", f"|---|{'---:|' * len(pools)}"]
+    for method in dict.fromkeys(r["setup"]["method"]["name"] for r in records):
+        of_method = [r for r in records if r["setup"]["method"]["name"] == method]
+        cells = [_score_and_loss([r["metrics"] for r in of_method if _pool(r) in (None, pool)]) for pool in pools]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n\n".join([f"{caption(records)} In a cell: exact match / loss on the test rows.", "\n".join(lines)])
+
+
+def _pool(record: Record) -> str | None:
+    """What the pool holds; None where modules do not matter."""
+    modules = record["setup"].get("modules")
+    if modules is None:
+        return None
+    others = len(modules) - (TABLE_MODULE in modules)
+    names = [*([f"{others} modules"] if others else []), *([f"`{TABLE_MODULE}`"] if TABLE_MODULE in modules else [])]
+    return " and ".join(names)
+
+
+def _score_and_loss(points: Sequence[Mapping[str, Any]]) -> str:
+    if not points:
+        return ""
+    scores = [p["exact_match"] for p in points]
+    spread = f" ({min(scores):.1f}-{max(scores):.1f})" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.1f}{spread} / {statistics.fmean(p['test_loss'] for p in points):.3f}"
+
+
+def _methods(name: str, by: Callable[[Record], int] = lambda record: 0) -> str:
+    """Every method of a result file that holds one pool, or pools that its methods' names tell apart."""
+    records = sorted(read(RESULTS / f"{name}.jsonl"), key=by)
     return f"{caption(records)}\n\n{methods_table(cells_of(records))}" if records else NOTHING
 
 

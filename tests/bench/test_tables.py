@@ -123,3 +123,47 @@ def test_a_form_that_a_record_does_not_have_has_no_row(tmp_path, monkeypatch):
         "| `compose_factors`, 1 candidate x 20 modules, int8 stack | 0.5 | 0.25 | torch.mv 4 (8.0) |",
         "| `compose_factors`, 2 candidates x 20 modules, float32 stack | 2 | 1 | torch.mv 4 (2.0) |",
     ]
+
+
+def wtq_record(method, modules, seed, score):
+    setup = {"task": "t", "example_seed": seed, "n_examples": 5, "precision": "int8", "method": {"name": method}}
+    own = {"modules": modules} if modules else {}
+    return make_record("wtq", {**setup, **own}, {"exact_match": score, "test_loss": 2.0, "n_test": 53})
+
+
+def test_table_questions_stand_in_a_column_per_pool(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.wtq() == "Not measured yet."
+    trained = tables_studies.TABLE_MODULE
+    points = [
+        ("zero-shot", None, 42, 1.0),
+        ("edge", ["a", "b"], 42, 2.0),
+        ("edge", ["a", "b"], 43, 4.0),
+        ("edge", ["a", "b", trained], 42, 5.0),
+        ("best-single", [trained], 42, 6.0),
+    ]
+    for point in points:
+        append(tmp_path / "wtq.jsonl", wtq_record(*point))
+    assert tables_studies.wtq().splitlines()[2:] == [
+        f"| method | 2 modules | 2 modules and `{trained}` | `{trained}` |",
+        "|---|---:|---:|---:|",
+        "| zero-shot | 1.0 / 2.000 | 1.0 / 2.000 | 1.0 / 2.000 |",
+        "| edge | 3.0 (2.0-4.0) / 2.000 | 5.0 / 2.000 |  |",
+        "| best-single |  |  | 6.0 / 2.000 |",
+    ]
+
+
+def test_ranks_stand_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_studies, "RESULTS", tmp_path)
+    assert tables_studies.ranks() == "Not measured yet."
+    losses = {"example_loss": 1.0, "test_loss": 2.0, "tokens_per_example": 9, "n_evaluations": 1}
+    metrics = {**losses, "cpu_seconds": 1, "seconds": 1, "peak_memory_bytes": 1, "n_test": 9}
+    for rank in (16, 4):
+        setup = {"task": "t", "n_examples": 5, "precision": "int8", "modules": ["a"]}
+        method = {"name": f"rank {rank}, edge", "rank": rank}
+        append(
+            tmp_path / "ranks.jsonl",
+            make_record("ranks", {**setup, "method": method}, {**metrics, "exact_match": rank}),
+        )
+    rows = tables_studies.ranks().splitlines()[-2:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| rank 4, edge", "4.0"], ["| rank 16, edge", "16.0"]]
