@@ -37,14 +37,15 @@ test: lint
 
 # Where benches keep random models and caches between runs.
 WORK ?= build/bench
-# Of one evaluation, merge and export; the large one is also served.
+# Of one evaluation, and of merge and export, which take minutes each; the large one is also served.
 SHAPES ?= small base large
+EXPORT_SHAPES ?= small large
 
 bench: $(VENV)/.installed-dev clients
 	$(BIN)/python -m bench.ops
 	$(BIN)/python -m bench.adapt $(WORK) --rounds 1 --shapes $(SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.curves $(WORK) --again
-	$(BIN)/python -m bench.merge_export $(WORK) --shapes $(SHAPES) --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.merge_export $(WORK) --shapes $(EXPORT_SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.serve_convert $(WORK)/large $(WORK) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.serve $(WORK) --rounds 2 --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.compare
