@@ -32,9 +32,8 @@ def adapt_table() -> str:
     for part, what in _PARTS.items():
         rows = {r["setup"]["contender"]: r for r in records if r["setup"]["part"] == part}
         for name, record in rows.items():
-            m, ours = record["metrics"], rows["ours"]["metrics"]["median_s"]
-            times = "" if name == "ours" else f"{m['median_s'] / ours:.2f}"
-            lines.append(f"| {what} | {NAMES[name]} | {m['median_s']:.2f} | {times} | {m['peak_bytes'] / 1e9:.2f} |")
+            seconds = f"{record['metrics']['median_s']:.2f}"
+            lines.append(f"| {what} | {NAMES[name]} | {seconds} | {_beside(record, rows['ours'])} |")
     setup = records[-1]["setup"]
     caption = (
         f"FLAN-T5-large's shape, {setup['n_modules']} modules of rank 16, five examples of 81 tokens, "
@@ -50,17 +49,23 @@ def shapes_table() -> str:
         return NOTHING
     lines = ["| shape | | seconds | times ours | peak memory, GB |", "|---|---|---:|---:|---:|"]
     records.sort(key=_shape_order)
-    ours = {r["setup"]["shape"]: r["metrics"]["median_s"] for r in records if r["setup"]["contender"] == "ours"}
+    ours = {r["setup"]["shape"]: r for r in records if r["setup"]["contender"] == "ours"}
     for record in records:
-        name, shape, m = record["setup"]["contender"], record["setup"]["shape"], record["metrics"]
-        times = "" if name == "ours" else f"{m['median_s'] / ours[shape]:.2f}"
-        lines.append(f"| {shape} | {NAMES[name]} | {m['median_s']:.3g} | {times} | {m['peak_bytes'] / 1e9:.2f} |")
+        name, shape, seconds = record["setup"]["contender"], record["setup"]["shape"], record["metrics"]["median_s"]
+        lines.append(f"| {shape} | {NAMES[name]} | {seconds:.3g} | {_beside(record, ours[shape])} |")
     setup = records[-1]["setup"]
     caption = (
         f"One candidate in a generation of 12, {setup['n_modules']} modules of rank 16, five examples of 81 tokens, "
         f"{setup['threads']} threads; {_where(records)}."
     )
     return "\n".join([caption, "", *lines])
+
+
+def _beside(record: Record, ours: Record) -> str:
+    """How many times ours, and peak memory in GB: two cells."""
+    m = record["metrics"]
+    times = "" if record is ours else f"{m['median_s'] / ours['metrics']['median_s']:.2f}"
+    return f"{times} | {m['peak_bytes'] / 1e9:.2f}"
 
 
 MERGE_EXPORT_NAMES = {

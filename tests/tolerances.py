@@ -98,11 +98,6 @@ def injected_report_error(
     return np.stack([(q + g) * rms, q + (q + g) * error, q * (1 + error) + (2 * q + g) * np.abs(survived - 1) + g])
 
 
-def epilogue_error(magnitude: Float64, rank: int) -> Float64:
-    """int8_epilogue in float32: product to float32, two scales, a bias and a sum over the rank, all rounded."""
-    return dot_error(magnitude, rank + 4)
-
-
-def int8_linear_error(magnitude: Float64, n_blocks: int, rank: int) -> Float64:
-    """int8_linear in float32: exact products, as in `epilogue_error`, and a sum over the blocks."""
-    return dot_error(magnitude, rank + n_blocks + 4)
+def int8_output_error(magnitude: Float64, n_blocks: int, rank: int) -> Float64:
+    """int8_epilogue, int8_linear: product to float32, sum over blocks, scales, bias, sum over the rank, all rounded."""
+    return dot_error(magnitude, rank + n_blocks + 3)

@@ -87,3 +87,36 @@ def assert_same_bytes(a: torch.Tensor, b: torch.Tensor) -> None:
     assert a.shape == b.shape
     assert a.dtype == b.dtype
     assert torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def assert_outputs(
+    y: torch.Tensor,
+    scaled: torch.Tensor,
+    magnitude: torch.Tensor,
+    *,
+    n_blocks: int,
+    bias: torch.Tensor | None,
+    side: ops.SidePath | None,
+) -> None:
+    """An int8 layer's output is the exact sum of its terms, to within rounding.
+
+    Args:
+        y: float32 or bfloat16 (n_rows, out_features), computed.
+        scaled: float64, products with their scales.
+        magnitude: float64, the sum of what was added up for `scaled`, taken absolutely.
+        n_blocks: of features that were added up.
+        bias, side: as given to the op.
+    """
+    exact, rank = scaled, 0
+    if bias is not None:
+        exact, magnitude = exact + bias.double(), magnitude + bias.double().abs()
+    if side is not None:
+        rank = side.inner.shape[1]
+        terms = side.inner.double()[:, None] * side.B.double().repeat_interleave(len(y) // len(side.B), 0)
+        exact, magnitude = exact + terms.sum(2), magnitude + terms.abs().sum(2)
+    bound = tolerances.int8_output_error(magnitude.numpy(), n_blocks, rank)
+    if y.dtype == torch.bfloat16:
+        bound = bound + tolerances.ROUNDOFF_BFLOAT16 * (exact.abs().numpy() + bound)
+    error = np.abs(y.double().numpy() - exact.numpy())
+    wrong = np.argwhere(~(error <= bound))
+    assert not len(wrong), f"{len(wrong)} elements off, the first at {wrong[0]}"

@@ -8,8 +8,7 @@ import torch
 
 from lorahub_edge import _native
 from lorahub_edge.kernels import ops, reference
-from tests import tolerances
-from tests.kernels.helpers import SIZES, assert_same_bytes, run_with_isa
+from tests.kernels.helpers import SIZES, assert_outputs, assert_same_bytes, run_with_isa
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -45,21 +44,8 @@ def layer_of(
 
 
 def assert_output(y: torch.Tensor, layer: Layer) -> None:
-    main = layer.product.double() * layer.x_scale.double()[:, None] * layer.row_scale.double()
-    exact, magnitude, rank = main, main.abs(), 0
-    if layer.bias is not None:
-        exact, magnitude = exact + layer.bias.double(), magnitude + layer.bias.double().abs()
-    if layer.side is not None:
-        rank = layer.side.inner.shape[1]
-        B = layer.side.B.double().repeat_interleave(len(main) // len(layer.side.B), 0)
-        terms = layer.side.inner.double()[:, None] * B
-        exact, magnitude = exact + terms.sum(2), magnitude + terms.abs().sum(2)
-    bound = tolerances.epilogue_error(magnitude.numpy(), rank)
-    if y.dtype == torch.bfloat16:
-        bound = bound + tolerances.ROUNDOFF_BFLOAT16 * (exact.abs().numpy() + bound)
-    error = np.abs(y.double().numpy() - exact.numpy())
-    wrong = np.argwhere(~(error <= bound))
-    assert not len(wrong), f"{len(wrong)} elements off, the first at {wrong[0]}"
+    scaled = layer.product.double() * layer.x_scale.double()[:, None] * layer.row_scale.double()
+    assert_outputs(y, scaled, scaled.abs(), n_blocks=1, bias=layer.bias, side=layer.side)
 
 
 def assert_equals_twin(y: torch.Tensor, layer: Layer) -> None:

@@ -8,8 +8,7 @@ import torch
 
 from lorahub_edge import _native
 from lorahub_edge.kernels import ops, reference
-from tests import tolerances
-from tests.kernels.helpers import SIZES, assert_same_bytes, run_with_isa
+from tests.kernels.helpers import SIZES, assert_outputs, assert_same_bytes, run_with_isa
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -64,26 +63,12 @@ def layer_of(
 
 def assert_output(y: torch.Tensor, layer: Layer) -> None:
     n_blocks = layer.x_scale.shape[1]
-    n_rows, out_features = len(layer.x), len(layer.w)
-    exact = torch.zeros(n_rows, out_features, dtype=torch.float64)
-    magnitude = exact.clone()
+    scaled = torch.zeros(len(layer.x), len(layer.w), dtype=torch.float64)
+    magnitude = scaled.clone()
     for b, (x, w) in enumerate(zip(layer.x.chunk(n_blocks, 1), layer.w.chunk(n_blocks, 1), strict=True)):
         term = (x.double() @ w.double().T) * layer.x_scale[:, b, None].double() * layer.row_scale.double()
-        exact, magnitude = exact + term, magnitude + term.abs()
-    rank = 0
-    if layer.bias is not None:
-        exact, magnitude = exact + layer.bias.double(), magnitude + layer.bias.double().abs()
-    if layer.side is not None:
-        rank = layer.side.inner.shape[1]
-        B = layer.side.B.double().repeat_interleave(n_rows // len(layer.side.B), 0)
-        terms = layer.side.inner.double()[:, None] * B
-        exact, magnitude = exact + terms.sum(2), magnitude + terms.abs().sum(2)
-    bound = tolerances.int8_linear_error(magnitude.numpy(), n_blocks, rank)
-    if y.dtype == torch.bfloat16:
-        bound = bound + tolerances.ROUNDOFF_BFLOAT16 * (exact.abs().numpy() + bound)
-    error = np.abs(y.double().numpy() - exact.numpy())
-    wrong = np.argwhere(~(error <= bound))
-    assert not len(wrong), f"{len(wrong)} elements off, the first at {wrong[0]}"
+        scaled, magnitude = scaled + term, magnitude + term.abs()
+    assert_outputs(y, scaled, magnitude, n_blocks=n_blocks, bias=layer.bias, side=layer.side)
 
 
 @pytest.mark.parametrize("in_features", SIZES)
