@@ -109,7 +109,7 @@ def print_plans(plans: Sequence[MemoryPlan]) -> None:
         "Python and libraries": chosen.runtime_bytes,
         "base": chosen.base_bytes,
         f"modules as {chosen.stack_dtype}, {chosen.mapping}": chosen.stack_bytes,
-        f"workspace, {chosen.tokens_per_call} tokens per call": chosen.workspace_bytes,
+        f"workspace, {chosen.tokens_per_call} tokens at once": chosen.workspace_bytes,
         "peak": chosen.peak_bytes,
     }
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -117,8 +117,8 @@ def print_plans(plans: Sequence[MemoryPlan]) -> None:
         table.add_row(name, format_bytes(n_bytes))
     answers.print(table)
     table = Table(box=None, pad_edge=False)
-    for column in ("modules as", "mapping", "tokens per call", "needed", "fits"):
-        table.add_column(column, justify="right" if column in ("tokens per call", "needed") else "left")
+    for column in ("modules as", "mapping", "tokens at once", "needed", "fits"):
+        table.add_column(column, justify="right" if column in ("tokens at once", "needed") else "left")
     for plan in plans:
         style = "bold" if plan is chosen else None
         fits = "yes" if plan.fits else "no"

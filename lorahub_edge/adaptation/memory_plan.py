@@ -137,7 +137,7 @@ def choose_plan(plans: Sequence[MemoryPlan]) -> MemoryPlan:
 
 
 def _choices(device: str, stack_dtype: str | None, can_map: bool) -> Iterator[tuple[str, str, int]]:
-    """dtype, mapping and tokens per call, best first."""
+    """dtype, mapping and tokens at once, best first."""
     dtypes = (stack_dtype,) if stack_dtype else ("fp32", "bf16", "int8")
     for mapping in ("resident", "mmap") if can_map else ("resident",):
         for share in _SMALLER_CALLS:

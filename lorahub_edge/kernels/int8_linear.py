@@ -8,6 +8,7 @@ from lorahub_edge.kernels.int8_epilogue import OUT_DTYPES, SidePath, expect_term
 from lorahub_edge.kernels.routes import native_for
 
 _OP = "int8_linear"
+_MOST_FEATURES = (2**31 - 1) // (127 * 128)  # whose products an int32 can add up
 
 
 def int8_linear(
@@ -77,6 +78,7 @@ def _check(
     (n_rows, in_features), device = x.shape, x.device
     expect_tensor(_OP, "x_scale", x_scale, dtypes=(torch.float32,), shape=(n_rows, "n_blocks"), device=device)
     expect_tensor(_OP, "w", w, dtypes=(torch.int8,), shape=("out_features", in_features), device=device)
+    expect(in_features <= _MOST_FEATURES, _OP, f"at most {_MOST_FEATURES} in_features", in_features)
     n_blocks = x_scale.shape[1]
     if n_blocks != 1:
         fits = n_blocks > 0 and in_features % (4 * n_blocks) == 0

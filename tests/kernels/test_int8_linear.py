@@ -133,6 +133,12 @@ def test_largest_sums_are_exact() -> None:
     assert y.tolist() == torch.tensor([[127 * 127 * 130_000, -127 * 128 * 130_000]]).float().tolist()
 
 
+def test_sums_that_int32_does_not_hold_are_refused() -> None:
+    x = torch.full((1, 132_200), 127, dtype=torch.int8)
+    with pytest.raises(ValueError, match="int8_linear: expected at most 132104 in_features, received 132200"):
+        ops.int8_linear(x, torch.ones(1, 1), x, torch.ones(1))
+
+
 def test_equals_product_and_epilogue() -> None:
     layer = layer_of(66, 1027, 96, rank=16, n_groups=6, bias=True)
     product = torch._int_mm(layer.x, layer.w.t())
