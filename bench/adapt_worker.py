@@ -149,6 +149,12 @@ def main() -> None:
     parser.add_argument("--stack-dtype", default="bf16")
     options = parser.parse_args()
     rows = [json.loads(line) for line in Path(options.task).read_text().splitlines()]
+    with _UNTIL_EXIT:
+        result = _measure(options, rows)
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _measure(options: argparse.Namespace, rows: list[dict[str, str]]) -> dict[str, Any]:
     started = time.perf_counter()
     evaluate = CONTENDERS[options.contender](options, rows)
     load_s = time.perf_counter() - started
@@ -158,8 +164,7 @@ def main() -> None:
         begun = time.perf_counter()
         losses += evaluate(options.candidates)
         samples.append((time.perf_counter() - begun) / options.candidates)
-    result: dict[str, Any] = {"load_s": load_s, "per_candidate_s": samples, "losses": losses, **_memory()}
-    sys.stdout.write(json.dumps(result) + "\n")
+    return {"load_s": load_s, "per_candidate_s": samples, "losses": losses, **_memory()}
 
 
 def _memory() -> dict[str, int]:
