@@ -59,11 +59,12 @@ def reference_arrays(
         For case k: "k.kind" (text), "k.prompts" int64 (b, s) padded with -1, "k.prefix" int64 (b, p), "k.logits"
         float32 (b, p + 1, vocabulary): what the stored weights mean, no input of a layer rounded; "k.noise" float64
         (b, p + 1): relative error of torch's logits with inputs rounded as in `forms`, 0 for float weights; "k.greedy"
-        int64 (b, n) padded with -1.
+        int64 (b, n) padded with -1: torch's answers with inputs rounded so too.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for number, (kind, prompts) in enumerate(_prompts(base, examples)):
-        greedy = _greedy(base, prompts, settings)
+        with as_in_graph(base, forms):
+            greedy = _greedy(base, prompts, settings)
         if kind == "random":
             prefix = _random_ids(base, [N_PREFIX] * len(prompts), seed=_SEED + 100 + number)
         else:  # the beginnings of the answers themselves, as long as the shortest

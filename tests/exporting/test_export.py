@@ -13,6 +13,7 @@ import lorahub_edge
 from lorahub_edge.base import Int8Linear
 from lorahub_edge.errors import InvalidInput, OutputExists, UnsupportedFormat
 from lorahub_edge.exporting import VerificationFailed
+from lorahub_edge.exporting import forms as export_forms
 from lorahub_edge.exporting.folder import SUFFIXES
 from lorahub_edge.exporting.forms import MAX_ROWS_ERROR, LayerForm
 from lorahub_edge.exporting.reference import as_in_graph, relative_errors
@@ -233,3 +234,10 @@ def test_the_embedded_model_answers_as_its_run_does(tmp_path):
 
 def test_exporting_leaves_the_global_state_of_torch_alone(exported):
     assert torch.get_num_threads() == 1
+
+
+def test_a_graph_with_every_input_in_two_parts_answers_as_torch_does(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_forms, "MAX_ROWS_ERROR", 0.0)
+    exported = lorahub_edge.export(str(bases["t5"]), tmp_path / "out")
+    forms = json.loads((exported.folder / "lorahub_edge.json").read_text())["forms"]
+    assert "int8_split" in {form["form"] for form in forms.values()}
