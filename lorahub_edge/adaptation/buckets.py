@@ -28,9 +28,9 @@ class CallLimits:
     composed_bytes: int
 
     @classmethod
-    def on(cls, device: str, tokens: int | None = None, *, n_lanes: int = 1) -> CallLimits:
-        """What suits a device, or another bound on tokens, shared by lanes."""
-        return cls((tokens or TOKENS_PER_CALL[device]) // n_lanes, COMPOSED_BYTES[device] // n_lanes)
+    def on(cls, device: str, tokens: int, *, n_lanes: int) -> CallLimits:
+        """A lane's share of so many tokens, and of the composed factors that suit a device."""
+        return cls(tokens // n_lanes, COMPOSED_BYTES[device] // n_lanes)
 
     def n_candidates(self, n_tokens: int, n_values: int) -> int:
         """Candidates of one call, if each needs so many tokens and composes so many values."""

@@ -24,9 +24,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def n_lanes(device: str, tokens: int) -> int:
-    """How many lanes share so many tokens: one per thread of torch's on a CPU, one elsewhere."""
-    return max(1, min(torch.get_num_threads(), tokens // _LEAST_TOKENS)) if device == "cpu" else 1
+def n_lanes(device: str, tokens: int, evaluate_by: str = "side") -> int:
+    """How many lanes share so many tokens: one per thread of torch's on a CPU, one elsewhere.
+
+    Route "inject" has one too: its scratch copy of the touched layers is the size of the base.
+    """
+    if device != "cpu" or evaluate_by == "inject":
+        return 1
+    return max(1, min(torch.get_num_threads(), tokens // _LEAST_TOKENS))
 
 
 def bases_for(base: Base, n: int) -> list[Base]:

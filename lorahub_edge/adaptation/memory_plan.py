@@ -171,7 +171,7 @@ def _plan(
 def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workload, tokens_per_call: int) -> int:
     """Of the larger of the search's calls, one per lane, and those of the test."""
     sizes = _Sizes.of(base)
-    lanes = 1 if workload.evaluate_by == "inject" else n_lanes(base.device.type, tokens_per_call)
+    lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
     groups = bucket_rows(workload.examples, limits, is_seq2seq=base.family.is_seq2seq)
     search = lanes * max(

@@ -60,7 +60,7 @@ class PopulationForward:
         evaluate_by: str = "side",
     ) -> None:
         tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
-        n = 1 if evaluate_by == "inject" else n_lanes(base.device.type, tokens)
+        n = n_lanes(base.device.type, tokens, evaluate_by)
         self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack)) for lane in bases_for(base, n)]
         self._lanes = Lanes(self._places)
         limits = CallLimits.on(base.device.type, tokens, n_lanes=n)

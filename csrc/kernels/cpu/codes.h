@@ -87,8 +87,8 @@ inline void pack_square(const std::int8_t* w, index_t stride, index_t n_rows, in
   }
 }
 
-// The panel's rows of the weight, from first_row of out_features on. Rows and features that are not there count as
-// zero.
+// The panel's rows of the weight, from first_row of out_features on. What is behind the last row or feature does not
+// matter: nobody reads those columns, and x is zero there.
 inline void pack_panel(const std::int8_t* w, index_t first_row, index_t out_features, index_t n, std::uint8_t* panel) {
   for (index_t column = 0; column < kOutputColumns; column += 16) {
     const index_t row = first_row + column;
