@@ -32,6 +32,7 @@ COUNTED = {
     "epilogue": "int8_epilogue",
     "linear": "int8_linear",
     "linear_blocks": "int8_linear",
+    "gated": "gated_activation",
 }
 ISAS = ("baseline", "avx2")
 MOST_GROWTH = 1.01

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from bench.ops import BLOCK, FEATURES, N_MODULES, N_TARGETS, N_VALUES, RANK, Case
+from bench.ops_case import FEATURES, RANK, Case
+from bench.ops_factors import BLOCK, N_MODULES, N_TARGETS, N_VALUES
 from bench.ops_peers import torch_inject, torch_quantize, torch_side_path
 from bench.records import RESULTS, append, make_record
 from bench.timing import in_turns, summary

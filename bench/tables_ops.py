@@ -24,6 +24,10 @@ ROWS = {
         ("ours, with side path", ("with side path",), ""),
         ("ours, 16 blocks", (), ""),
     ),
+    "gated_activation": (
+        ("ours", ("torch.nn.functional.gelu, then times", "transformers' formula, then times"), ""),
+        ("ours, in the gate's place", (), ""),
+    ),
 }
 
 

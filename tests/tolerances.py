@@ -101,3 +101,20 @@ def injected_report_error(
 def int8_output_error(magnitude: Float64, n_blocks: int, rank: int) -> Float64:
     """int8_epilogue, int8_linear: product to float32, sum over blocks, scales, bias, sum over the rank, all rounded."""
     return dot_error(magnitude, rank + n_blocks + 3)
+
+
+def gated_activation_error(gate: Float64, up: Float64, exact: Float64, *, z: Float64) -> Float64:
+    """gated_activation in float32 against the exact value.
+
+    z passes at most 6 roundings, so exp(-z) is off by 6 abs(z) roundings and 8 of its own (its argument's reduction,
+    the series, the scaling); the sum, the quotient and the product with up are three more. The inverse of
+    1 + exp(-z) is relatively no further off than exp(-z). Beyond 87 z stops, where the value is below
+    2^-125 abs(gate * up).
+
+    Args:
+        gate, up: float32 inputs.
+        exact: the result in float64.
+        z: in float64.
+    """
+    relative = (6 * np.minimum(np.abs(z), 87.0) + 11) * ROUNDOFF_FLOAT32
+    return relative * np.abs(exact) + 2.0**-125 * np.abs(gate * up) + TINY_FLOAT32

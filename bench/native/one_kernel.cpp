@@ -1,7 +1,7 @@
 // Runs one CPU kernel once, on fixed data, for an instruction count under callgrind: see bench/callgrind.py.
 //
 //   one_kernel <case>        cases: compose_1 compose_13 compose_13_bfloat16 compose_13_int8 inject
-//                          inject_stochastic quantize epilogue linear linear_blocks
+//                          inject_stochastic quantize epilogue linear linear_blocks gated
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../../csrc/kernels/compose_factors.h"
+#include "../../csrc/kernels/gated_activation.h"
 #include "../../csrc/kernels/inject_delta.h"
 #include "../../csrc/kernels/int8_epilogue.h"
 #include "../../csrc/kernels/int8_linear.h"
@@ -110,6 +111,14 @@ void linear(index_t n_blocks) {
   cpu::int8_linear({outputs, x.data(), w.data(), kFeatures, n_blocks}, kOneThread);
 }
 
+void gated() {
+  const auto gate = floats(kTokens * kFeatures);
+  const auto up = floats(kTokens * kFeatures);
+  std::vector<float> out(gate.size());
+  cpu::gated_activation(
+      {gate.data(), up.data(), out.data(), DType::float32, kTokens * kFeatures, Activation::gelu_tanh}, kOneThread);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -124,6 +133,7 @@ int main(int argc, char** argv) {
       {"epilogue", epilogue},
       {"linear", [] { linear(1); }},
       {"linear_blocks", [] { linear(kFeatures / 64); }},
+      {"gated", gated},
   };
   const auto found = cases.find(argc == 2 ? argv[1] : "");
   if (found == cases.end()) {

@@ -9,7 +9,10 @@ void register_compose_factors(pybind11::module_& module);
 void register_inject_delta(pybind11::module_& module);
 void register_int8_rows(pybind11::module_& module);
 void register_int8_epilogue(pybind11::module_& module);
-void register_int8_linear(pybind11::module_& module);  // the CPU's module only
+
+// The CPU's module only.
+void register_gated_activation(pybind11::module_& module);
+void register_int8_linear(pybind11::module_& module);
 
 inline void register_ops(pybind11::module_& module) {
   register_compose_factors(module);

@@ -200,8 +200,8 @@ class _Sizes:
     """Bytes per token of what a forward keeps at once, from the model's config.
 
     Attributes:
-        activation_bytes: in the widest place, a gated layer: state and its norm, codes and float outputs of two
-            wide layers, what is left of a split input.
+        activation_bytes: in the widest place, a gated layer: state and its norm, codes, float outputs of two wide
+            layers, what is left of a split input.
         cache_bytes: keys and values of all decoder layers.
         bias_bytes: per pair of positions: T5's position bias, and the sum with a mask.
         vocab: size of the output layer.
@@ -220,7 +220,7 @@ class _Sizes:
         head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or d_model // n_heads
         n_layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
         kv_heads = getattr(config, "num_key_value_heads", n_heads)
-        activations = 4 * (4 * d_model + 4 * n_heads * head + 5 * d_ff)
+        activations = 4 * (4 * d_model + 4 * n_heads * head + 3 * d_ff)
         cache = 4 * 2 * n_layers * kv_heads * head
         bias = 2 * 4 * n_heads if base.family.is_seq2seq else 4
         return cls(activations, cache, bias, config.vocab_size)

@@ -26,6 +26,7 @@ class Family:
         embedding_copies: module paths that share its tensor (checkpoints may hold it once more there).
         head: module path of the output layer.
         lora_targets: layers that a LoRA module changes unless told otherwise (PEFT's default for the family).
+        gated_layer: what a gated feed-forward layer calls its gate, up and down matrices and its activation.
         float_tensors: name endings of matrices that are never quantised.
         default_max_input_tokens: inputs are cut here if the config names no limit.
     """
@@ -37,6 +38,7 @@ class Family:
     embedding_copies: tuple[str, ...]
     head: str
     lora_targets: tuple[str, ...]
+    gated_layer: tuple[str, str, str, str]
     float_tensors: tuple[str, ...]
     default_max_input_tokens: int
 
@@ -60,6 +62,7 @@ FAMILIES = (
         embedding_copies=("encoder.embed_tokens", "decoder.embed_tokens"),
         head="lm_head",
         lora_targets=("q", "v"),
+        gated_layer=("wi_0", "wi_1", "wo", "act"),
         float_tensors=("relative_attention_bias",),
         # relative positions: no limit of its own; LoRAHub cuts here
         default_max_input_tokens=2048,
@@ -72,6 +75,7 @@ FAMILIES = (
         embedding_copies=(),
         head="lm_head",
         lora_targets=("q_proj", "v_proj"),
+        gated_layer=("gate_proj", "up_proj", "down_proj", "act_fn"),
         float_tensors=(),
         default_max_input_tokens=2048,
     ),

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import NewGELUActivation
 
 from lorahub_edge.base.checkpoint import Checkpoint, MappedCheckpoint
 from lorahub_edge.base.engines import choose_engines, layer_engines, set_engines
 from lorahub_edge.base.families import Family
 from lorahub_edge.base.filler import Adjust, Filler
+from lorahub_edge.base.gated import fuse_gated_layers
 from lorahub_edge.base.int8 import int8_matmul_available
 from lorahub_edge.base.model import Base, head_is_tied
 from lorahub_edge.base.open import OpenBase, open_base
@@ -93,7 +92,7 @@ def _finish(
     _stop_scaling_an_untied_head(model, family)
     model.to(opened.device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if opened.precision == "int8":  # a float base stays what transformers computes, to the bit
-        _fuse_activations(model)
+        fuse_gated_layers(model, family)
     engines = choose_engines(model, family) if entry is None else entry.record["engines"]
     set_engines(model, engines)
     counts = {name: list(engines.values()).count(name) for name in sorted(set(engines.values()))}
@@ -107,13 +106,6 @@ def _finish(
         opened.checkpoint.files,
         counts,
     )
-
-
-def _fuse_activations(model: nn.Module) -> None:
-    """The tanh form of GELU in one pass over memory: transformers writes it as eight operations, each a pass."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, NewGELUActivation):
-            model.set_submodule(path, nn.GELU(approximate="tanh"))
 
 
 def _stop_scaling_an_untied_head(model: PreTrainedModel, family: Family) -> None:

@@ -5,6 +5,7 @@ LoRA modules, models or files.
 """
 
 from lorahub_edge.kernels.compose_factors import compose_factors
+from lorahub_edge.kernels.gated_activation import Activation, gated_activation
 from lorahub_edge.kernels.inject_delta import (
     NEAREST,
     Injected,
@@ -20,12 +21,14 @@ from lorahub_edge.kernels.routes import isa, route
 
 __all__ = [
     "NEAREST",
+    "Activation",
     "InjectReport",
     "Injected",
     "Rounding",
     "SidePath",
     "compose_factors",
     "dequantize_rows",
+    "gated_activation",
     "inject_delta",
     "inject_delta_from_stack",
     "int8_epilogue",

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../compose_factors.h"
+#include "../gated_activation.h"
 #include "../inject_delta.h"
 #include "../int8_epilogue.h"
 #include "../int8_linear.h"
@@ -58,6 +59,9 @@ struct IsaKernels {
   // B_turned: float [rank * out_features rounded up to kOutputColumns] of this thread.
   template <typename T>
   static void epilogue_rows(const Int8EpilogueArgs& args, index_t first_row, index_t last_row, float* B_turned);
+
+  template <typename T>
+  static void gate_values(const GatedActivationArgs& args, index_t first, index_t last);
 
   // A panel: the weights of kOutputColumns columns of the output.
   template <typename T>

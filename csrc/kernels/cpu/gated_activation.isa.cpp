@@ -1,0 +1,49 @@
+// The loop of gated_activation, compiled once per instruction set (see isa.h).
+#include "isa_kernels.h"
+#include "simd.h"
+
+namespace lorahub_edge::cpu {
+namespace {
+
+constexpr float kGeluSlope = 1.595769122f;  // 2 sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+constexpr float kLargestZ = 87.0f;
+
+template <Activation kActivation>
+inline Vector gated(Vector gate, Vector up) {
+  Vector z = gate;
+  if constexpr (kActivation == Activation::gelu_tanh) {
+    z = kGeluSlope * gate * multiply_add(kGeluCubic * gate, gate, broadcast(1.0f));
+  }
+  return gate / (1.0f + exponential(clamp(-z, kLargestZ))) * up;
+}
+
+template <Activation kActivation, typename T>
+void gate_range(const GatedActivationArgs& args, index_t first, index_t last) {
+  const T* gate = static_cast<const T*>(args.gate);
+  const T* up = static_cast<const T*>(args.up);
+  T* out = static_cast<T*>(args.out);
+  index_t i = first;
+  for (; i + kLanes <= last; i += kLanes) store(out + i, gated<kActivation>(load(gate + i), load(up + i)));
+  if (i == last) return;
+  const index_t n = last - i;
+  store_part(out + i, gated<kActivation>(load_part(gate + i, n), load_part(up + i, n)), n);
+}
+
+}  // namespace
+
+template <>
+template <typename T>
+void IsaKernels<kIsa>::gate_values(const GatedActivationArgs& args, index_t first, index_t last) {
+  switch (args.activation) {
+    case Activation::silu:
+      return gate_range<Activation::silu, T>(args, first, last);
+    case Activation::gelu_tanh:
+      return gate_range<Activation::gelu_tanh, T>(args, first, last);
+  }
+}
+
+template void IsaKernels<kIsa>::gate_values<float>(const GatedActivationArgs&, index_t, index_t);
+template void IsaKernels<kIsa>::gate_values<bfloat16>(const GatedActivationArgs&, index_t, index_t);
+
+}  // namespace lorahub_edge::cpu
