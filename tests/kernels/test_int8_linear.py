@@ -1,6 +1,6 @@
 """int8_linear: the kernel against exact sums and its NumPy twin."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -83,6 +83,18 @@ def test_sizes(n_rows: int, out_features: int, in_features: int) -> None:
             assert_output(layer.output(dtype=dtype), layer)
 
 
+@pytest.mark.parametrize("in_features", [1, 64, 100, 257])
+@pytest.mark.parametrize("out_features", [4, 68, 128])
+def test_few_rows(out_features: int, in_features: int) -> None:
+    """Also as rows of more than that: a row comes out the same, to the bit, whichever way it is computed."""
+    many = layer_of(40, out_features, in_features, rank=3, n_groups=1, bias=True)
+    for n_rows in (*range(1, 10), 15, 16, 17):
+        side = ops.SidePath(many.side.inner[:n_rows], many.side.B)
+        few = replace(many, x=many.x[:n_rows], x_scale=many.x_scale[:n_rows], side=side)
+        assert_output(few.output(), few)
+        assert_same_bytes(few.output(), many.output()[:n_rows])
+
+
 @pytest.mark.parametrize(("in_features", "n_blocks"), [(8, 2), (64, 16), (128, 2), (192, 3), (260, 5), (2816, 44)])
 def test_blocks_have_their_own_scales(in_features: int, n_blocks: int) -> None:
     for n_rows, out_features in ((1, 64), (7, 65), (50, 130)):
@@ -125,12 +137,14 @@ def test_reference_route(monkeypatch: pytest.MonkeyPatch) -> None:
             assert_same_bytes(layer.output(dtype=dtype), layer.twin().to(dtype))
 
 
-def test_largest_sums_are_exact() -> None:
-    """int32 holds the products of 130,000 features."""
-    x, w = torch.full((1, 130_000), 127, dtype=torch.int8), torch.full((2, 130_000), 127, dtype=torch.int8)
+@pytest.mark.parametrize("n_rows", [1, 17])
+def test_largest_sums_are_exact(n_rows: int) -> None:
+    """int32 holds the products of 130,000 features, whether they are of a few rows or not."""
+    x, w = torch.full((n_rows, 130_000), 127, dtype=torch.int8), torch.full((4, 130_000), 127, dtype=torch.int8)
     w[1] = -128
-    y = ops.int8_linear(x, torch.ones(1, 1), w, torch.ones(2))
-    assert y.tolist() == torch.tensor([[127 * 127 * 130_000, -127 * 128 * 130_000]]).float().tolist()
+    y = ops.int8_linear(x, torch.ones(n_rows, 1), w, torch.ones(4))
+    expected = torch.tensor([127 * 127, -127 * 128, 127 * 127, 127 * 127], dtype=torch.float64) * 130_000
+    assert torch.equal(y, expected.float().expand(n_rows, 4))
 
 
 def test_sums_that_int32_does_not_hold_are_refused() -> None:

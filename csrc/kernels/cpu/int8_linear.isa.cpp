@@ -1,8 +1,9 @@
 // The loops of int8_linear, compiled once per instruction set (see isa.h).
 //
 // Per panel of kOutputColumns columns: its weights are packed once, then kLinearRows rows at a time are multiplied with
-// them into a tile that stays in the first-level cache, and the tile becomes outputs.
+// them into a tile that stays in the first-level cache, and the tile becomes outputs. For a few rows nothing is packed.
 #include "codes.h"
+#include "few_rows.h"
 #include "int8_outputs.h"
 
 namespace lorahub_edge::cpu {
@@ -127,6 +128,15 @@ void linear_panel(const Int8LinearArgs& args, index_t column, const LinearScratc
   }
 }
 
+template <typename T>
+void few_rows_panel(const Int8LinearArgs& args, index_t column, const LinearScratch& scratch) {
+  std::int32_t* products = static_cast<std::int32_t*>(scratch.products);
+  product_few(args, column, scratch.x_sums, products);
+  const index_t n_columns = smaller(kOutputColumns, args.out_features - column);
+  const Tile<std::int32_t> tile{products, kOutputColumns, 0, column, n_columns, scratch.B_turned};
+  output_groups<T>(args, tile, args.n_rows, scratch.B_turned);
+}
+
 }  // namespace
 
 template <>
@@ -139,6 +149,10 @@ void IsaKernels<kIsa>::linear_panels(const Int8LinearArgs& args, index_t first_p
   }
   for (index_t panel = first_panel; panel < last_panel; ++panel) {
     const index_t column = panel * kOutputColumns;
+    if (has_few_rows(args)) {
+      few_rows_panel<T>(args, column, scratch);
+      continue;
+    }
     pack_panel(args.w, column, args.out_features, args.in_features, scratch.panel);
     if (args.n_blocks == 1) {
       linear_panel<T, std::int32_t>(args, column, scratch);
