@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-dev clients
 	$(BIN)/python -m bench.curves $(WORK) --again
 	$(BIN)/python -m bench.merge_export $(WORK) --shapes $(EXPORT_SHAPES) --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.serve_convert $(WORK)/large $(WORK) --peer-python $(VENV)/clients/python/bin/python
-	$(BIN)/python -m bench.serve $(WORK) --rounds 2 --peer-python $(VENV)/clients/python/bin/python
+	$(BIN)/python -m bench.serve $(WORK) --rounds 1 --peer-python $(VENV)/clients/python/bin/python
 	$(BIN)/python -m bench.compare
 
 bench-quick: $(VENV)/.installed-dev

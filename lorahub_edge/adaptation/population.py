@@ -37,6 +37,17 @@ class _Bucket:
     rows: tuple[int, ...]
     n_tokens: int
 
+    def parts(self, n: int) -> list[_Bucket]:
+        """Its examples in n buckets of about one size, or in one each if they are fewer."""
+        size = -(-len(self.rows) // n)
+        slices = [slice(start, start + size) for start in range(0, len(self.rows), size)]
+        return [self._part(part, self.n_tokens // len(self.rows)) for part in slices]
+
+    def _part(self, part: slice, tokens_per_row: int) -> _Bucket:
+        inputs = {name: value[part] for name, value in self.model_inputs.items()}
+        rows = self.rows[part]
+        return _Bucket(inputs, self.labels[part], rows, tokens_per_row * len(rows))
+
 
 class PopulationForward:
     """Losses of many candidates on a few examples.
@@ -92,10 +103,11 @@ class PopulationForward:
         """
         result = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
         groups = [slice(start, start + self._n_together) for start in range(0, len(coefficients), self._n_together)]
-        n_whole = len(groups) - len(groups) % len(self._places)
-        jobs = [(group, self._buckets) for group in groups[:n_whole]]
-        # what is left for fewer lanes than there are is shared by bucket
-        jobs += [(group, [bucket]) for group in groups[n_whole:] for bucket in self._buckets]
+        n_left = len(groups) % len(self._places)
+        jobs = [(group, self._buckets) for group in groups[: len(groups) - n_left]]
+        # what is left for fewer lanes than there are is shared by bucket, and these once more if lanes are free still
+        parts = [part for bucket in self._buckets for part in bucket.parts(len(self._places) // max(1, n_left))]
+        jobs += [(group, [part]) for group in groups[len(groups) - n_left :] for part in parts]
 
         def job_for(group: slice, buckets: list[_Bucket]) -> Callable[[_Place], None]:
             return lambda place: place.fill(result[group], coefficients[group], buckets)

@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from lorahub_edge.adaptation import AdaptedModel, PopulationForward, SidePath
+from lorahub_edge.adaptation import AdaptedModel, PopulationForward, SidePath, population
 from lorahub_edge.base import load_base
 from lorahub_edge.modules import ModuleStack, load_modules
 from lorahub_edge.tasks import Example, PromptFormat
@@ -85,6 +85,25 @@ def test_two_lanes_give_what_one_gives(kind, precision, bases, module_folders, t
     torch.set_num_threads(1)
     alone = losses(base, stack, prompt, COEFFICIENTS[:9])
     np.testing.assert_allclose(in_lanes, alone, rtol=2e-4, atol=2e-4)
+
+
+def test_one_candidate_is_shared_by_all_lanes(bases, module_folders, two_threads, monkeypatch):
+    """The examples of its one bucket go to both; the last of an odd number of candidates too, the others stay whole."""
+    base, stack, prompt = load("t5", bases, module_folders, "int8")
+    encoded = prompt.encode_all(EXAMPLES[:1] * 5)
+    calls = []
+    losses_of = population._Place._bucket_losses
+    monkeypatch.setattr(
+        population._Place, "_bucket_losses", lambda self, b, n: calls.append((n, b.rows)) or losses_of(self, b, n)
+    )
+    whole, halves = (0, 1, 2, 3, 4), [(0, 1, 2), (3, 4)]
+    with PopulationForward(base, stack, encoded, tokens_per_call=2 * 80).ready() as forward:
+        n = forward._n_together
+        for n_candidates, expected in ((1, [(1, part) for part in halves]), (2 * n, [(n, whole)] * 2)):
+            calls.clear()
+            got = forward.negative_log_likelihoods(COEFFICIENTS[1:2].repeat(n_candidates, 1))
+            assert sorted(calls) == sorted(expected)
+            np.testing.assert_allclose(got, np.broadcast_to(got[0, 0], got.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
