@@ -106,7 +106,7 @@ def caption(records: Sequence[Record]) -> str:
     """What all records share."""
     setups = [r["setup"] for r in records]
     first, machine = setups[0], records[0]["machine"]
-    n_seeds = max(len(seeds) for seeds in cells_of(records).values())
+    n_seeds = len({s["example_seed"] for s in setups})  # each seed has a draw of examples of its own
     n_modules = sorted({len(s["modules"]) for s in setups if "modules" in s})
     commits = sorted({(r["commit"] or "unknown")[:10] + (", dirty" if r["dirty"] else "") for r in records})
     pools = f"{'/'.join(map(str, n_modules))} modules; " if n_modules else ""

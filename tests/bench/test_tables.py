@@ -144,7 +144,9 @@ def test_table_questions_stand_in_a_column_per_pool(tmp_path, monkeypatch):
     ]
     for point in points:
         append(tmp_path / "wtq.jsonl", wtq_record(*point))
-    assert tables_studies.wtq().splitlines()[2:] == [
+    caption, *table = tables_studies.wtq().split("\n", 2)
+    assert " over 2 seeds; " in caption
+    assert table[-1].splitlines() == [
         f"| method | 2 modules | 2 modules and `{trained}` | `{trained}` |",
         "|---|---:|---:|---:|",
         "| zero-shot | 1.0 / 2.000 | 1.0 / 2.000 | 1.0 / 2.000 |",
@@ -159,7 +161,7 @@ def test_ranks_stand_in_their_order(tmp_path, monkeypatch):
     losses = {"example_loss": 1.0, "test_loss": 2.0, "tokens_per_example": 9, "n_evaluations": 1}
     metrics = {**losses, "cpu_seconds": 1, "seconds": 1, "peak_memory_bytes": 1, "n_test": 9}
     for rank in (16, 4):
-        setup = {"task": "t", "n_examples": 5, "precision": "int8", "modules": ["a"]}
+        setup = {"task": "t", "example_seed": 42, "n_examples": 5, "precision": "int8", "modules": ["a"]}
         method = {"name": f"rank {rank}, edge", "rank": rank}
         append(
             tmp_path / "ranks.jsonl",
