@@ -35,18 +35,20 @@ class _Bucket:
     model_inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     rows: tuple[int, ...]
-    n_tokens: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Read by the model, answers that a decoder reads included."""
+        return sum(value.numel() for value in self.model_inputs.values())
 
     def parts(self, n: int) -> list[_Bucket]:
         """Its examples in n buckets of about one size, or in one each if they are fewer."""
         size = -(-len(self.rows) // n)
-        slices = [slice(start, start + size) for start in range(0, len(self.rows), size)]
-        return [self._part(part, self.n_tokens // len(self.rows)) for part in slices]
+        return [self._part(slice(start, start + size)) for start in range(0, len(self.rows), size)]
 
-    def _part(self, part: slice, tokens_per_row: int) -> _Bucket:
+    def _part(self, part: slice) -> _Bucket:
         inputs = {name: value[part] for name, value in self.model_inputs.items()}
-        rows = self.rows[part]
-        return _Bucket(inputs, self.labels[part], rows, tokens_per_row * len(rows))
+        return _Bucket(inputs, self.labels[part], self.rows[part])
 
 
 class PopulationForward:
@@ -103,11 +105,12 @@ class PopulationForward:
         """
         result = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
         groups = [slice(start, start + self._n_together) for start in range(0, len(coefficients), self._n_together)]
-        n_left = len(groups) % len(self._places)
-        jobs = [(group, self._buckets) for group in groups[: len(groups) - n_left]]
-        # what is left for fewer lanes than there are is shared by bucket, and these once more if lanes are free still
-        parts = [part for bucket in self._buckets for part in bucket.parts(len(self._places) // max(1, n_left))]
-        jobs += [(group, [part]) for group in groups[len(groups) - n_left :] for part in parts]
+        n_whole = len(groups) - len(groups) % len(self._places)
+        jobs = [(group, self._buckets) for group in groups[:n_whole]]
+        left = groups[n_whole:]
+        if left:  # for fewer lanes than there are: shared by bucket, and a bucket by the lanes that are free still
+            parts = [part for bucket in self._buckets for part in bucket.parts(len(self._places) // len(left))]
+            jobs += [(group, [part]) for group in left for part in parts]
 
         def job_for(group: slice, buckets: list[_Bucket]) -> Callable[[_Place], None]:
             return lambda place: place.fill(result[group], coefficients[group], buckets)
@@ -175,11 +178,11 @@ def _seq2seq_bucket(base: Base, examples: Sequence[EncodedExample], rows: tuple[
         decoder_input_ids[row, 1 : len(target)] = target[:-1]
     input_ids = torch.tensor([e.input_ids for e in examples])
     inputs = {"input_ids": input_ids.to(base.device), "decoder_input_ids": decoder_input_ids.to(base.device)}
-    return _Bucket(inputs, labels.to(base.device), rows, input_ids.numel() + labels.numel())
+    return _Bucket(inputs, labels.to(base.device), rows)
 
 
 def _causal_bucket(base: Base, examples: Sequence[EncodedExample], rows: tuple[int, ...]) -> _Bucket:
     """The last target token is only predicted, never read; the positions before the targets predict them."""
     input_ids = torch.tensor([e.input_ids + e.target_ids[:-1] for e in examples])
     labels = torch.tensor([e.target_ids for e in examples])
-    return _Bucket({"input_ids": input_ids.to(base.device)}, labels.to(base.device), rows, input_ids.numel())
+    return _Bucket({"input_ids": input_ids.to(base.device)}, labels.to(base.device), rows)
