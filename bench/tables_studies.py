@@ -57,7 +57,8 @@ def wtq() -> str:
         of_method = [r for r in records if r["setup"]["method"]["name"] == method]
         cells = [_score_and_loss([r["metrics"] for r in of_method if _pool(r) in (None, pool)]) for pool in pools]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n\n".join([f"{caption(records)} In a cell: exact match / loss on the test rows.", "\n".join(lines)])
+    shared = caption(records, n_seeds=len({r["setup"]["example_seed"] for r in records}))  # pools share a method
+    return "\n\n".join([f"{shared} In a cell: exact match / loss on the test rows.", "\n".join(lines)])
 
 
 def _pool(record: Record) -> str | None:

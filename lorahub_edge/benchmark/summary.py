@@ -102,11 +102,11 @@ def _mean_of(rows: Sequence[Sequence[Mapping[str, Any]]], name: str, write: Call
     return "" if None in values else write(statistics.fmean(values))
 
 
-def caption(records: Sequence[Record]) -> str:
-    """What all records share."""
+def caption(records: Sequence[Record], *, n_seeds: int | None = None) -> str:
+    """What all records share; n_seeds where the records of one task and method differ in more than their seed."""
     setups = [r["setup"] for r in records]
     first, machine = setups[0], records[0]["machine"]
-    n_seeds = len({s["example_seed"] for s in setups})  # each seed has a draw of examples of its own
+    n_seeds = n_seeds or max(len(seeds) for seeds in cells_of(records).values())
     n_modules = sorted({len(s["modules"]) for s in setups if "modules" in s})
     commits = sorted({(r["commit"] or "unknown")[:10] + (", dirty" if r["dirty"] else "") for r in records})
     pools = f"{'/'.join(map(str, n_modules))} modules; " if n_modules else ""

@@ -1,7 +1,7 @@
 """Tables: means over tasks and seeds, spread over seeds, the oracle under its name."""
 
 from lorahub_edge.benchmark.records import make_record
-from lorahub_edge.benchmark.summary import ORACLE, cells_of, methods_table, tasks_table
+from lorahub_edge.benchmark.summary import ORACLE, caption, cells_of, methods_table, tasks_table
 
 EMPTY = {"example_loss": 0.5, "test_loss": 0.25, "tokens_per_example": 10, "n_evaluations": 40, "cpu_seconds": 1.5}
 EMPTY |= {"seconds": 2.0, "peak_memory_bytes": None}
@@ -36,3 +36,13 @@ def test_a_column_without_values_stays_empty_and_the_best_is_bold():
     assert columns(tasks_table(cells_of(records)), "a") == {
         "task": "a", "in-context": "**20**", "uniform": "10", "edge": "**20**",
     }  # fmt: skip
+
+
+def test_the_caption_counts_seeds_that_share_a_draw():
+    """As in bbh: every seed draws modules, all have the same five examples."""
+    shared = {"task": "a", "example_seed": 42, "n_examples": 5, "precision": "int8"}
+    metrics = {"exact_match": 1.0, "n_test": 9}
+    records = [
+        make_record("bbh", {**shared, "modules": [module], "method": {"name": "edge"}}, metrics) for module in "xyz"
+    ]
+    assert " over 3 seeds; " in caption(records)
