@@ -25,6 +25,7 @@ from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.adaptation.task import Task
 from lorahub_edge.base import Base, OpenBase, load_opened, open_base
 from lorahub_edge.cache import Cache
+from lorahub_edge.kernels import memory
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import (
     LoraModule,
@@ -122,6 +123,7 @@ class Job:
             contenders, single_losses = self._controls(objective)
             with self.stopwatch.stage("search"):
                 result = self._search(objective, "search", self._journal_writer())
+        del objective  # its composed candidates make room for the test's
         best = result.best
         n_evaluations = f"best of {result.n_evaluations} evaluations"
         adapted = Row("adapted", n_evaluations, tuple(best.coefficients.tolist()), best.value)
@@ -132,7 +134,8 @@ class Job:
         was_tested = adapted.exact_match is not None or not self.task.test
         wants_null = null_control and was_tested and not result.interrupted
         null_modules = NullModules.like(self.stack) if wants_null else None
-        del self.stack, objective
+        del self.stack
+        memory.give_back()
         if null_modules is not None:
             with contextlib.suppress(KeyboardInterrupt):  # the search is done; a half-searched null compares nothing
                 controls.append(self._null(null_modules, n_tested))

@@ -23,6 +23,10 @@ from lorahub_edge.tasks import EncodedExample
 # Shares of TOKENS_PER_CALL that a plan may go down to: below, products are too thin for the hardware.
 _SMALLER_CALLS = (1, 4)
 
+# What the first forward adds to the libraries' share on a CPU: torch's code, and buffers that its products keep.
+# Without it runs on four shapes took 21 to 29 MB more than planned (docs/log.md).
+_FIRST_FORWARD_BYTES = 24 << 20
+
 
 class MemoryExceeded(LorahubEdgeError):
     """A run needs more memory than it may take: caught by who can choose fewer modules or another machine."""
@@ -51,7 +55,7 @@ class MemoryPlan:
         device: whose memory is planned: "cpu" or "cuda".
         runtime_bytes: Python and its libraries (0 on CUDA, where they lie elsewhere).
         base_bytes, stack_bytes, workspace_bytes: the frozen base; the modules; composed factors, activations, logits
-            and caches of what is computed at once.
+            and caches of what is computed at once, and the module that a run composes in the end.
         stack_dtype: "fp32", "bf16" or "int8".
         mapping: "resident", or "mmap": the stack's pages may leave memory, and are read again from disk.
         tokens_per_call: bound on the tokens that are computed at once, in all lanes.
@@ -157,7 +161,7 @@ def _plan(
     device = base.device.type
     return MemoryPlan(
         device=device,
-        runtime_bytes=resident_bytes() if device == "cpu" else 0,
+        runtime_bytes=resident_bytes() + _FIRST_FORWARD_BYTES if device == "cpu" else 0,
         base_bytes=base.weight_bytes(),
         stack_bytes=layout.n_bytes(dtype),
         workspace_bytes=_workspace_bytes(base, layout, workload, tokens_per_call),
@@ -169,7 +173,11 @@ def _plan(
 
 
 def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workload, tokens_per_call: int) -> int:
-    """Of the larger of the search's calls, one per lane, and those of the test."""
+    """Of the larger of the search's calls, one per lane, and those of the test.
+
+    Beside them lies, in the CPU's memory, the composed module: it is there already when the null control searches.
+    """
+    factors = 4 * BLOCK * layout.n_blocks
     sizes = _Sizes.of(base)
     lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
@@ -181,7 +189,7 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
         search += sum(t.out_features * t.in_features for t in layout.targets)
     tested = max(tokens_per_call, workload.tested_tokens) if workload.tested_tokens else 0
     test = tested * (sizes.activation_bytes + sizes.cache_bytes) + sizes.attention_bytes(workload.tested_tokens)
-    return max(search, test)
+    return max(search, factors + test) + (factors if base.device.type == "cpu" else 0)
 
 
 def _call_bytes(examples: Sequence[EncodedExample], sizes: _Sizes, layout: StackLayout, limits: CallLimits) -> int:

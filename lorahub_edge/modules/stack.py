@@ -107,9 +107,9 @@ class ModuleStack:
         return ops.compose_factors(self.values, coefficients, scales=self.scales, out=out)
 
     def composed_module(self, coefficients: torch.Tensor, name: str) -> LoraModule:
-        """The one module that `coefficients` (n_modules,) stand for, on the CPU."""
+        """The one module that `coefficients` (n_modules,) stand for, on the CPU: parts of one block of memory."""
         row = self.compose(coefficients[None]).cpu()
-        factors = {t.name: LoraFactors(t.A(row)[0].clone(), t.B(row)[0].clone(), t.scaling) for t in self.targets}
+        factors = {t.name: LoraFactors(t.A(row)[0], t.B(row)[0], t.scaling) for t in self.targets}
         return LoraModule(name, factors)
 
     def inject(

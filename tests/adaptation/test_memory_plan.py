@@ -65,6 +65,14 @@ def test_a_plan_fits_what_it_needs_and_not_a_byte_less():
     assert choose_plan([plan_of(budget_bytes=50), frugal]) is frugal
 
 
+def test_room_is_left_for_the_composed_module(bases, module_folders, monkeypatch):
+    """The null control searches while it is there."""
+    monkeypatch.setattr("lorahub_edge.adaptation.memory_plan._call_bytes", lambda *_: 10**9)
+    plan = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], tiny.ROWS, device="cpu", stack_dtype="fp32")[0]
+    stack = ModuleStack.build(find_modules(module_folders["t5"]), load_base(str(bases["t5"]), device="cpu"))
+    assert plan.workspace_bytes == 10**9 + 4 * stack.n_values
+
+
 def test_adapt_takes_what_the_budget_leaves_room_for(bases, module_folders, example_file, tmp_path):
     """Planned in one process, whose own size is most of it: between the two stacks' sizes lies the budget."""
     arguments = (str(bases["t5"]), module_folders["t5"], example_file)

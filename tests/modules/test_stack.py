@@ -64,6 +64,14 @@ def test_equal_modules_compose_by_the_published_formula(base, module_folders, co
     torch.testing.assert_close(delta(stack, coefficients, target).double(), 2.0 * b @ a, rtol=1e-4, atol=1e-5)
 
 
+def test_a_composed_module_is_one_block_of_memory(base, unlike_modules):
+    """It is made while the stack and what searched it are still there: a copy of every factor would double it."""
+    stack = ModuleStack.build(unlike_modules, base)
+    factors = stack.composed_module(torch.ones(5, dtype=torch.float64), "composed").factors.values()
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for f in factors for t in (f.A, f.B)}
+    assert list(storages.values()) == [4 * stack.n_values]
+
+
 def test_signs_flipped_give_the_same_model_and_zero_gives_none(base, unlike_modules):
     stack = ModuleStack.build(unlike_modules, base)
     c = np.array([0.3, -1.1, 0.7, 0.2, 1.4])
