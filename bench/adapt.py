@@ -5,6 +5,7 @@ floor is the int8 products alone. Each contender runs in a process of its own, r
 with as many threads, on the same five examples.
 
 python -m bench.adapt WORK [--peer-python PYTHON] [--parts evaluation whole memory-196 memory-xl] [--shapes small ...]
+python -m bench.adapt WORK --device cuda --parts evaluation --shapes large --out FILE [--contenders ours lorahub]
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +26,24 @@ from bench.workers import Run, Workplace, command_line, in_turns
 
 BENCH = "adapt-t5-large"
 CONTENDERS = ("ours", "lorahub", "bitsandbytes", "ctranslate2", "int-mm")
+ON_A_GPU = ("ours", "lorahub", "bitsandbytes")
 PARTS = ("evaluation", "whole", "memory-196", "memory-xl")
 N_MODULES = 20
 
 
-def evaluation(place: Workplace, shape: str, rounds: int) -> dict[str, list[Run]]:
+def evaluation(place: Workplace, shape: str, rounds: int, contenders: Sequence[str]) -> dict[str, list[Run]]:
     """Seconds per candidate in a generation, and peak memory, of every contender."""
     base, modules = place.model(shape, N_MODULES)
-    folders = dict.fromkeys(CONTENDERS, base)
-    if place.peer_python is None:
-        del folders["ctranslate2"]
-        sys.stderr.write("ctranslate2: left out, no --peer-python\n")
-    else:
-        folders["ctranslate2"] = _converted(place.folder, base, place.peer_python)
+    folders = dict.fromkeys(contenders, base)
+    if "ctranslate2" in folders:
+        if place.peer_python is None:
+            del folders["ctranslate2"]
+            sys.stderr.write("ctranslate2: left out, no --peer-python\n")
+        else:
+            folders["ctranslate2"] = _converted(place.folder, base, place.peer_python)
     task = place.task()
+    if "ours" in folders:
+        place.worker("ours", base, modules, task, n_candidates=1, n_repeats=1)  # fills the cache
 
     def measure(name: str) -> Run:
         n = {"ours": 12, "lorahub": 2}.get(name, 4)  # where there is no generation, one is like the other
@@ -104,9 +110,10 @@ def _record(options: argparse.Namespace, part: str, runs: dict[str, list[Run]], 
         metrics = {"median_s": statistics.median(samples), "peak_bytes": peak, "samples_s": samples}
         metrics |= {"planned_bytes": planned[-1]} if planned else {}
         metrics["rounds"] = [{name: run[name] for name in run if name != "losses"} for run in rounds]
-        setup |= {"part": part, "contender": contender, "threads": options.threads}
-        setup |= {"stack_dtype": options.stack_dtype} if contender == "ours" else {}
-        append(options.out, make_record(BENCH, setup, metrics))
+        case = {**setup, "part": part, "contender": contender, "threads": options.threads}
+        case |= {"device": options.device} if options.device != "cpu" else {}
+        case |= {"stack_dtype": options.stack_dtype} if contender == "ours" else {}
+        append(options.out, make_record(BENCH, case, metrics))
         sys.stderr.write(
             f"{part} {setup['shape']} {contender}: {metrics['median_s']:.3f} s, peak {peak / 1e9:.2f} GB\n"
         )
@@ -122,12 +129,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stack-dtype", default="int8")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: of evaluation only")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="of evaluation; default: all of the device")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
     options = parser.parse_args()
-    place = Workplace(options.work, options.threads, options.peer_python, options.stack_dtype)
+    if options.device == "cuda" and options.parts != ["evaluation"]:
+        parser.error("--device cuda: only --parts evaluation is measured there")
+    place = Workplace(options.work, options.threads, options.peer_python, options.stack_dtype, options.device)
+    contenders = options.contenders or (CONTENDERS if options.device == "cpu" else ON_A_GPU)
     large = {"shape": "large", "n_modules": N_MODULES}
     for shape in options.shapes if "evaluation" in options.parts else ():
-        runs = evaluation(place, shape, options.rounds)
+        runs = evaluation(place, shape, options.rounds, contenders)
         _record(options, "evaluation", runs, shape=shape, n_modules=N_MODULES)
     if "whole" in options.parts:
         _record(options, "whole", whole(place, options.rounds), **large)

@@ -35,7 +35,7 @@ def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
     from lorahub_edge.tasks import Example, PromptFormat
 
     load_optimisers()  # part of every search, and of its memory
-    base = load_base(options.base, device="cpu", cache=default_cache())
+    base = load_base(options.base, device=options.device, cache=default_cache())
     stack = load_stack(find_modules(options.modules), base, dtype=options.stack_dtype, cache=default_cache())
     encoded = PromptFormat.for_base(base).encode_all([Example(row["input"], row["target"]) for row in rows])
     forward = _UNTIL_EXIT.enter_context(PopulationForward(base, stack, encoded).ready())
@@ -51,7 +51,7 @@ def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
 
 
 def lorahub(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
-    """The package lorahub 0.1.0: float32, one candidate at a time, its own loss and composition."""
+    """The package lorahub 0.1.0: float32, one candidate at a time, its own loss; on a GPU where there is one."""
     from lorahub import algorithm
 
     paths = sorted(str(path) for path in Path(options.modules).iterdir())
@@ -73,10 +73,10 @@ def bitsandbytes(options: argparse.Namespace, rows: list[dict[str, str]]) -> Eva
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-    model = AutoModelForSeq2SeqLM.from_pretrained(options.base, quantization_config=settings, device_map="cpu")
+    model = AutoModelForSeq2SeqLM.from_pretrained(options.base, quantization_config=settings, device_map=options.device)
     tokenizer = AutoTokenizer.from_pretrained(options.base)
-    inputs = tokenizer([r["input"] for r in rows], return_tensors="pt", padding=True)
-    labels = tokenizer([r["target"] for r in rows], return_tensors="pt", padding=True).input_ids
+    inputs = tokenizer([r["input"] for r in rows], return_tensors="pt", padding=True).to(options.device)
+    labels = tokenizer([r["target"] for r in rows], return_tensors="pt", padding=True).input_ids.to(options.device)
     inputs.pop("token_type_ids", None)
 
     def evaluate(n: int) -> list[float]:
@@ -147,6 +147,7 @@ def main() -> None:
     for name, default in (("threads", 2), ("candidates", 12), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--stack-dtype", default="bf16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     rows = [json.loads(line) for line in Path(options.task).read_text().splitlines()]
     with _UNTIL_EXIT:
@@ -164,7 +165,21 @@ def _measure(options: argparse.Namespace, rows: list[dict[str, str]]) -> dict[st
         begun = time.perf_counter()
         losses += evaluate(options.candidates)
         samples.append((time.perf_counter() - begun) / options.candidates)
-    return {"load_s": load_s, "per_candidate_s": samples, "losses": losses, **_memory()}
+    result = {"load_s": load_s, "per_candidate_s": samples, "losses": losses, **_memory()}
+    return result if options.device == "cpu" else {**result, **_on_the_gpu(evaluate, options.candidates)}
+
+
+def _on_the_gpu(evaluate: Evaluate, n_candidates: int) -> dict[str, float]:
+    """Peak of its memory, and seconds per candidate that it computes: the rest of the time a CUDA graph could save."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    peak = torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        evaluate(n_candidates)
+    kernels = [e for e in recorded.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    busy_s = 1e-6 * sum(kernel.self_device_time_total for kernel in kernels) / n_candidates
+    return {"max_memory_allocated_bytes": peak, "gpu_busy_s": busy_s}
 
 
 def _memory() -> dict[str, int]:

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go and in under ten minutes: build, test, sanitize, measure.
+# Everything that needs a GPU, in one go and in about ten minutes: build, test, sanitize, measure.
 #
 #   bench/gpu.sh [FOLDER]        results and logs go there; default: build/gpu
 #
 # PYTHON (default python3) needs torch with CUDA, pytest, hypothesis, typer, rich and the build's tools (cmake, ninja,
 # pybind11, scikit-build-core); the package is installed into it, editable. nvcc must be on the PATH. CUDAARCHS names
 # the architectures to build for; by default the machine's own, since all of them take some minutes on few cores.
+# Evaluations need nevergrad, bitsandbytes and 6 GB of disk in TMPDIR; those of lorahub, what it imports.
 #
-# FOLDER gets steps.jsonl (each step: exit code and seconds), ops-gpu.jsonl (append it to bench/results/ops-gpu.jsonl),
-# doctor.json and one log per step. Exit code 1 if a step failed; later steps run all the same, but not without a GPU or
+# FOLDER gets steps.jsonl (each step: exit code and seconds), ops-gpu.jsonl and adapt-gpu.jsonl (append them to those in
+# bench/results), doctor.json and one log per step. Exit code 1 if a step failed; later steps run all the same, but not without a GPU or
 # a build.
 set -uo pipefail
 
@@ -66,4 +67,15 @@ else
   failed=1
 fi
 TAIL=80 step bench 110 "$python" -m bench.ops_gpu --out "$out/ops-gpu.jsonl"
+contenders="ours bitsandbytes"
+if "$python" -c 'import lorahub.algorithm' >/dev/null 2>&1; then
+  contenders+=" lorahub"
+else
+  echo "== lorahub cannot be imported: ours is measured without it"
+  failed=1
+fi
+work=$(mktemp -d)
+TAIL=20 step adapt 240 "$python" -m bench.adapt "$work" --device cuda --parts evaluation --shapes large --rounds 1 \
+  --contenders $contenders --out "$out/adapt-gpu.jsonl"
+rm -rf "$work"
 exit "$failed"

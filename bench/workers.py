@@ -32,12 +32,14 @@ class Workplace:
         threads: of every process.
         peer_python: of an environment with the peers that cannot share ours, or None.
         stack_dtype: of our stack.
+        device: of the workers, "cpu" or "cuda".
     """
 
     folder: Path
     threads: int = 2
     peer_python: Path | None = None
     stack_dtype: str = "fp32"
+    device: str = "cpu"
 
     def model(self, shape: str, n_modules: int, *, rank: int = 16) -> tuple[Path, Path]:
         """Folders of a base and of its modules, written if they are not there."""
@@ -65,7 +67,7 @@ class Workplace:
         script = str(Path(__file__).with_name("adapt_worker.py"))
         command = [str(python), script, contender, str(base), str(modules), str(task)]
         command += ["--threads", str(self.threads), "--candidates", str(n_candidates), "--repeats", str(n_repeats)]
-        done = self.run([*command, "--stack-dtype", self.stack_dtype])
+        done = self.run([*command, "--stack-dtype", self.stack_dtype, "--device", self.device])
         result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return result
 

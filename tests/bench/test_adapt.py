@@ -22,7 +22,7 @@ def test_a_shape_has_as_many_parameters_as_the_published_model(shape, n_paramete
 
 
 def test_one_evaluation_of_every_contender_on_every_shape(tmp_path, monkeypatch):
-    def worker(_, contender, base, modules, task, *, n_candidates):
+    def worker(_, contender, base, modules, task, *, n_candidates, n_repeats=3):
         assert modules.name == f"{base.name}-20"
         return {"per_candidate_s": [1.0 * n_candidates], "VmHWM_bytes": 5, "losses": [0.0]}
 
@@ -37,6 +37,25 @@ def test_one_evaluation_of_every_contender_on_every_shape(tmp_path, monkeypatch)
     names = [name for name in adapt.CONTENDERS if name != "ctranslate2"]  # without --peer-python
     n_candidates = {"ours": 12.0, "lorahub": 2.0}
     assert found == {(s, n): n_candidates.get(n, 4.0) for s in ("small", "base") for n in names}
+
+
+def test_on_a_gpu_what_runs_there_is_measured_there(tmp_path, monkeypatch):
+    def worker(place, contender, *_, n_candidates, n_repeats=3):
+        assert place.device == "cuda"
+        return {"per_candidate_s": [1.0], "VmHWM_bytes": 5, "losses": [0.0], "gpu_busy_s": 0.25}
+
+    monkeypatch.setattr(Workplace, "model", lambda *_: (tmp_path / "large", tmp_path / "modules"))
+    monkeypatch.setattr(Workplace, "worker", worker)
+    out = tmp_path / "records.jsonl"
+    arguments = ["adapt", str(tmp_path), "--device", "cuda", "--rounds", "1", "--shapes", "large", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--parts", "evaluation"])
+    adapt.main()
+    records = read(out)
+    assert {(r["setup"]["contender"], r["setup"]["device"]) for r in records} == {(c, "cuda") for c in adapt.ON_A_GPU}
+    assert records[0]["metrics"]["rounds"][0]["gpu_busy_s"] == 0.25
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit):
+        adapt.main()
 
 
 def test_each_shape_has_a_converted_folder_of_its_own(tmp_path, monkeypatch):
