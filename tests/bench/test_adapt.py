@@ -39,7 +39,7 @@ def test_one_evaluation_of_every_contender_on_every_shape(tmp_path, monkeypatch)
     assert found == {(s, n): n_candidates.get(n, 4.0) for s in ("small", "base") for n in names}
 
 
-def test_on_a_gpu_what_runs_there_is_measured_there(tmp_path, monkeypatch):
+def test_on_a_gpu_what_runs_there_is_measured_there(tmp_path, monkeypatch, capsys):
     def worker(place, contender, *_, n_candidates, n_repeats=3):
         assert place.device == "cuda"
         return {"per_candidate_s": [1.0], "VmHWM_bytes": 5, "losses": [0.0], "gpu_busy_s": 0.25}
@@ -56,6 +56,7 @@ def test_on_a_gpu_what_runs_there_is_measured_there(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit):
         adapt.main()
+    assert "only --parts evaluation" in capsys.readouterr().err
 
 
 def test_each_shape_has_a_converted_folder_of_its_own(tmp_path, monkeypatch):
