@@ -111,7 +111,7 @@ def _record(options: argparse.Namespace, part: str, runs: dict[str, list[Run]], 
         metrics |= {"planned_bytes": planned[-1]} if planned else {}
         metrics["rounds"] = [{name: run[name] for name in run if name != "losses"} for run in rounds]
         case = {**setup, "part": part, "contender": contender, "threads": options.threads}
-        case |= {"stack_dtype": options.stack_dtype}  # ours; peers have it too, as their records always had
+        case["stack_dtype"] = options.stack_dtype  # ours; peers have it too, as their records always had
         case |= {"device": options.device} if options.device != "cpu" else {}
         append(options.out, make_record(BENCH, case, metrics))
         sys.stderr.write(

@@ -9,8 +9,8 @@
 # Evaluations need nevergrad, bitsandbytes and 6 GB of disk in TMPDIR; those of lorahub, what it imports.
 #
 # FOLDER gets steps.jsonl (each step: exit code and seconds), ops-gpu.jsonl and adapt-gpu.jsonl (append them to those in
-# bench/results), doctor.json and one log per step. Exit code 1 if a step failed; later steps run all the same, but not without a GPU or
-# a build.
+# bench/results), doctor.json and one log per step. Exit code 1 if a step failed; later steps run all the same, but not
+# without a GPU or a build.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,9 +1,10 @@
-"""What a run cost: seconds by stage and peak memory, as the manifest records them."""
+"""What a run cost: seconds by stage and peak memory, as the manifest records them; and sizes as people write them."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lorahub_edge.errors import InvalidInput
 
 _PACKAGES = ("lorahub-edge", "torch", "transformers", "peft", "nevergrad", "bitsandbytes", "safetensors", "numpy")
 
@@ -106,3 +109,20 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[kmg]i?)?b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as "5GiB", "1.5 GB" or "800M" in bytes.
+
+    Raises:
+        InvalidInput: no number, an unknown unit, or less than one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    n_bytes = int(float(match["number"]) * _UNITS[(match["unit"] or "").lower()]) if match else 0
+    if n_bytes < 1:
+        raise InvalidInput(f"expected a size such as 5GiB, 1.5GB or 800MB, received '{text}'")
+    return n_bytes

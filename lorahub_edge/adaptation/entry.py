@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lorahub_edge.adaptation.job import Job
-from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, memory_errors, parse_bytes
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, memory_errors
 from lorahub_edge.adaptation.population import ROUTES
 from lorahub_edge.adaptation.presets import preset_by_name
 from lorahub_edge.adaptation.progress import OnProgress
@@ -17,6 +17,7 @@ from lorahub_edge.adaptation.task import Examples, load_task
 from lorahub_edge.base import Base
 from lorahub_edge.cache import Cache, default_cache
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.measure import parse_bytes
 from lorahub_edge.modules import STACK_DTYPES, LoraModule
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows, n_tokens
 from lorahub_edge.adaptation.lanes import n_lanes
 from lorahub_edge.base import Base, OpenBase
-from lorahub_edge.errors import InvalidInput, LorahubEdgeError
+from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.measure import format_bytes, resident_bytes
 from lorahub_edge.modules import StackLayout
 from lorahub_edge.modules.layout import BLOCK
@@ -286,20 +285,3 @@ def _exhausted(plan: MemoryPlan) -> MemoryExceeded:
     return MemoryExceeded(
         f"the system has no more memory; {planned} were planned; give what there is as max_memory; {plan.advice()}"
     )
-
-
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[kmg]i?)?b?", re.IGNORECASE)
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """A size such as "5GiB", "1.5 GB" or "800M" in bytes.
-
-    Raises:
-        InvalidInput: no number, an unknown unit, or less than one byte.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    n_bytes = int(float(match["number"]) * _UNITS[(match["unit"] or "").lower()]) if match else 0
-    if n_bytes < 1:
-        raise InvalidInput(f"expected a size such as 5GiB, 1.5GB or 800MB, received '{text}'")
-    return n_bytes

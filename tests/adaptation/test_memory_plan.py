@@ -8,9 +8,10 @@ import torch
 import lorahub_edge
 from lorahub_edge.adaptation import MemoryExceeded, choose_plan
 from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows
-from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use, memory_errors, parse_bytes
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use, memory_errors
 from lorahub_edge.base import load_base, open_base
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.measure import parse_bytes
 from lorahub_edge.modules import ModuleStack, find_modules
 from lorahub_edge.tasks import EncodedExample
 from tests import tiny
