@@ -33,6 +33,7 @@ COUNTED = {
     "linear": "int8_linear",
     "linear_blocks": "int8_linear",
     "gated": "gated_activation",
+    "attention": "attention",
 }
 ISAS = ("baseline", "avx2")
 MOST_GROWTH = 1.01

@@ -18,7 +18,7 @@ import torch
 
 from bench.ops_case import Case
 from bench.ops_factors import compose_cases, inject_case
-from bench.ops_layers import epilogue_case, gated_case, linear_case, quantize_case
+from bench.ops_layers import attention_case, epilogue_case, gated_case, linear_case, quantize_case
 from bench.records import RESULTS, append, make_record
 from bench.timing import in_turns, summary
 from lorahub_edge.kernels import ops
@@ -31,6 +31,7 @@ CASES: dict[str, Callable[[], Iterable[Case]]] = {
     "int8_epilogue": lambda: [epilogue_case()],
     "int8_linear": lambda: [linear_case()],
     "gated_activation": lambda: [gated_case()],
+    "attention": lambda: (attention_case(*sizes) for sizes in ((5, 81), (1, 1024))),
 }
 
 

@@ -1,4 +1,4 @@
-"""bench.ops: the kernels of an int8 layer: quantising its inputs, its product and outputs, and gates between layers."""
+"""bench.ops: the kernels of an int8 base: quantising a layer's inputs, its product and outputs, gates and attention."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from transformers.activations import NewGELUActivation
 
 from bench.ops_case import FEATURES, RANK, TOKENS, Case
 from bench.ops_peers import torch_quantize, torch_side_path
+from lorahub_edge.base.relative_bias import every_pair
 from lorahub_edge.kernels import ops, reference
 
 
@@ -109,3 +110,36 @@ def gated_case() -> Case:
         torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
 
     return Case("gated_activation", {"tokens": n_rows, "features": d_ff}, calls, check, n_repeats=51)
+
+
+def attention_case(batch: int, n_tokens: int) -> Case:
+    """Self-attention of a T5 encoder with 16 heads of 64 features, its position bias included."""
+    n_heads, n_features = 16, 64
+    query, key, value = (torch.randn(batch, n_tokens, n_heads, n_features) for _ in range(3))
+    bias = torch.randn(n_heads, 2 * n_tokens - 1)
+    pairs = every_pair(bias[None, :, None], n_tokens, n_tokens)
+    heads = [t.transpose(1, 2) for t in (query, key, value)]
+    square = torch.randn(1024, 1024)
+
+    def as_products() -> torch.Tensor:
+        scores = torch.matmul(heads[0], heads[1].mT).add_(pairs)
+        return torch.matmul(scores.softmax(3), heads[2]).transpose(1, 2).contiguous()
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: ops.attention(query, key, value, scaling=1.0, bias=bias),
+        "torch.nn.functional.scaled_dot_product_attention": lambda: (
+            functional.scaled_dot_product_attention(*heads, attn_mask=pairs, scale=1.0).transpose(1, 2).contiguous()
+        ),
+        "products and softmax": as_products,
+        "probe: torch.mm 1024^3": lambda: torch.mm(square, square),
+    }
+
+    def check() -> None:
+        few = [t[:1, :, :2].contiguous() for t in (query, key, value)]
+        expected = reference.attention(*(t.numpy() for t in few), scaling=1.0, bias=bias[:2].numpy())
+        got = ops.attention(*few, scaling=1.0, bias=bias[:2].contiguous())
+        torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+
+    floors = {"multiply-adds": ("probe: torch.mm 1024^3", 2 * batch * n_heads * n_tokens**2 * n_features / 1024**3)}
+    setup = {"examples": batch, "tokens": n_tokens, "heads": n_heads, "head_features": n_features}
+    return Case("attention", setup, calls, check, floors, n_repeats=51 if n_tokens < 512 else 9)

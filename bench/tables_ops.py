@@ -28,6 +28,7 @@ ROWS = {
         ("ours", ("torch.nn.functional.gelu, then times", "transformers' formula, then times"), ""),
         ("ours, in the gate's place", (), ""),
     ),
+    "attention": (("ours", ("torch.nn.functional.scaled_dot_product_attention", "products and softmax"), ""),),
 }
 
 
@@ -64,6 +65,8 @@ def _name(record: Record) -> str:
     if setup["op"] == "compose_factors":
         n = setup["n_candidates"]
         return f"`compose_factors`, {n} candidate{'s' if n > 1 else ''} x {setup['n_modules']} modules"
+    if setup["op"] == "attention":
+        return f"`attention`, {setup['examples']} x {setup['tokens']} tokens"
     return f"`{setup['op']}`"
 
 

@@ -118,3 +118,21 @@ def gated_activation_error(gate: Float64, up: Float64, exact: Float64, *, z: Flo
     """
     relative = (6 * np.minimum(np.abs(z), 87.0) + 11) * ROUNDOFF_FLOAT32
     return relative * np.abs(exact) + 2.0**-125 * np.abs(gate * up) + TINY_FLOAT32
+
+
+def attention_error(score_error: Float64, weighted: Float64, n_keys: int) -> Float64:
+    """attention in float32 against the exact value.
+
+    A weight exp(s - m) is relatively off by what its score is (m, the same for all, cancels), by the rounding of the
+    difference, at most 87, and by 8 roundings of exp's own. Sums of weights and of weights times values add n
+    roundings, the division and the two products with its result at most four. Weights are positive, so what each is
+    off by bounds numerator and denominator alike.
+
+    Args:
+        score_error: largest error of a score that the query sees, in the result's shape; see `dot_error`.
+        weighted: sum over the keys of abs(weight * value), per element.
+        n_keys: keys seen at most.
+    """
+    off = np.expm1(score_error + (87 + 8) * ROUNDOFF_FLOAT32) + n_keys * ROUNDOFF_FLOAT32
+    relative = (1 + off) / (1 - off) * (1 + 4 * ROUNDOFF_FLOAT32) - 1
+    return relative * weighted + n_keys * TINY_FLOAT32

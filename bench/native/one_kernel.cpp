@@ -1,13 +1,14 @@
 // Runs one CPU kernel once, on fixed data, for an instruction count under callgrind: see bench/callgrind.py.
 //
 //   one_kernel <case>        cases: compose_1 compose_13 compose_13_bfloat16 compose_13_int8 inject
-//                          inject_stochastic quantize epilogue linear linear_blocks gated
+//                          inject_stochastic quantize epilogue linear linear_blocks gated attention
 #include <cstdio>
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "../../csrc/kernels/attention.h"
 #include "../../csrc/kernels/compose_factors.h"
 #include "../../csrc/kernels/gated_activation.h"
 #include "../../csrc/kernels/inject_delta.h"
@@ -119,6 +120,25 @@ void gated() {
       {gate.data(), up.data(), out.data(), DType::float32, kTokens * kFeatures, Activation::gelu_tanh}, kOneThread);
 }
 
+void attention() {
+  constexpr index_t kHeads = kFeatures / 64;
+  const auto query = floats(kTokens * kFeatures);
+  const auto bias = floats(kHeads * (2 * kTokens - 1));
+  std::vector<float> out(query.size());
+  AttentionArgs args{};
+  args.query = args.key = args.value = query.data();
+  args.bias = bias.data() + kTokens - 1;
+  args.out = out.data();
+  args.bias_head = 2 * kTokens - 1;
+  args.bias_query = -1;
+  args.batch = 1;
+  args.n_queries = args.n_keys = kTokens;
+  args.n_heads = args.n_key_heads = kHeads;
+  args.head_features = 64;
+  args.scaling = 1.0f;
+  cpu::attention(args, kOneThread);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -134,6 +154,7 @@ int main(int argc, char** argv) {
       {"linear", [] { linear(1); }},
       {"linear_blocks", [] { linear(kFeatures / 64); }},
       {"gated", gated},
+      {"attention", attention},
   };
   const auto found = cases.find(argc == 2 ? argv[1] : "");
   if (found == cases.end()) {

@@ -20,6 +20,7 @@ PYBIND11_MODULE(_native, module) {
       },
       "The instruction sets that this build has and this machine runs, narrowest first.");
   lorahub_edge::bindings::register_ops(module);
+  lorahub_edge::bindings::register_attention(module);
   lorahub_edge::bindings::register_gated_activation(module);
   lorahub_edge::bindings::register_int8_linear(module);
 }

@@ -11,6 +11,7 @@ void register_int8_rows(pybind11::module_& module);
 void register_int8_epilogue(pybind11::module_& module);
 
 // The CPU's module only.
+void register_attention(pybind11::module_& module);
 void register_gated_activation(pybind11::module_& module);
 void register_int8_linear(pybind11::module_& module);
 

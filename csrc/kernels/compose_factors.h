@@ -7,8 +7,8 @@
 // sequential stream. Products and sums are float32, one sum per element: the result does not depend on the thread
 // count, nor on which other candidates are in the call. A zero coefficient is multiplied like any other. The product of
 // coefficient and scale is rounded by itself, in every variant: it is made once for all values of a block. The twin is
-// lorahub_edge/kernels/reference.py; the portable variant equals it bit for bit, variants with fused multiply-add round
-// once where the twin rounds twice.
+// lorahub_edge/kernels/reference/factors.py; the portable variant equals it bit for bit, variants with fused
+// multiply-add round once where the twin rounds twice.
 #pragma once
 
 #include "../core.h"

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from lorahub_edge.base.attention import use_own_attention
 from lorahub_edge.base.checkpoint import Checkpoint, MappedCheckpoint
 from lorahub_edge.base.engines import choose_engines, layer_engines, set_engines
 from lorahub_edge.base.families import Family
@@ -16,7 +17,6 @@ from lorahub_edge.base.gated import fuse_gated_layers
 from lorahub_edge.base.int8 import int8_matmul_available
 from lorahub_edge.base.model import Base, head_is_tied
 from lorahub_edge.base.open import OpenBase, open_base
-from lorahub_edge.base.relative_bias import lay_out_relative_biases
 from lorahub_edge.base.save import base_tensors
 from lorahub_edge.cache import Cache, Entry, key_of
 
@@ -94,7 +94,7 @@ def _finish(
     model.to(opened.device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if opened.precision == "int8":  # a float base stays what transformers computes, to the bit
         fuse_gated_layers(model, family)
-        lay_out_relative_biases(model)
+        use_own_attention(model)
     engines = choose_engines(model, family) if entry is None else entry.record["engines"]
     set_engines(model, engines)
     counts = {name: list(engines.values()).count(name) for name in sorted(set(engines.values()))}

@@ -4,6 +4,7 @@ Each op has a file of its own in this folder, where its arguments are checked, o
 LoRA modules, models or files.
 """
 
+from lorahub_edge.kernels.attention import attention
 from lorahub_edge.kernels.compose_factors import compose_factors
 from lorahub_edge.kernels.gated_activation import Activation, gated_activation
 from lorahub_edge.kernels.inject_delta import (
@@ -26,6 +27,7 @@ __all__ = [
     "Injected",
     "Rounding",
     "SidePath",
+    "attention",
     "compose_factors",
     "dequantize_rows",
     "gated_activation",

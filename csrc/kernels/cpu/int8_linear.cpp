@@ -2,11 +2,11 @@
 #include "../int8_linear.h"
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "../../dispatch.h"
 #include "../../parallel.h"
+#include "aligned.h"
 #include "isa_kernels.h"
 
 namespace lorahub_edge::cpu {
@@ -14,24 +14,6 @@ namespace {
 
 // Multiply-adds of codes that take some ten microseconds: below this waking a thread costs more than it saves.
 constexpr index_t kMinWorkPerThread = index_t{1} << 21;
-constexpr std::size_t kCacheLine = 64;
-
-// Room for n values from a cache line's beginning on.
-template <typename T>
-class Aligned {
- public:
-  explicit Aligned(index_t n) : space_(static_cast<std::size_t>(n) * sizeof(T) + kCacheLine), room_(new char[space_]) {}
-
-  T* data() {
-    void* begin = room_.get();
-    std::size_t space = space_;
-    return static_cast<T*>(std::align(kCacheLine, space_ - kCacheLine, begin, space));
-  }
-
- private:
-  std::size_t space_;
-  std::unique_ptr<char[]> room_;
-};
 
 }  // namespace
 

@@ -2,6 +2,7 @@
 // does a range of the work in the calling thread.
 #pragma once
 
+#include "../attention.h"
 #include "../compose_factors.h"
 #include "../gated_activation.h"
 #include "../inject_delta.h"
@@ -38,6 +39,18 @@ struct LinearScratch {
   float* B_turned;       // [rank, kOutputColumns]
 };
 
+// Queries that attention takes through its keys together, and columns of its panels.
+constexpr int kAttentionRows = 6;
+constexpr index_t kAttentionColumns = 64;
+
+// Working memory of one thread of attention, aligned to cache lines.
+struct AttentionScratch {
+  float* keys;    // [n_keys / kAttentionColumns, rounded up; head_features, kAttentionColumns]
+  float* values;  // [head_features / kAttentionColumns, rounded up; n_keys, kAttentionColumns]
+  float* scores;  // [kAttentionRows, score_stride]
+  index_t score_stride;
+};
+
 // One struct per instruction set, IsaKernels<Isa::avx2> and so on; its members are defined in the <op>.isa.cpp files.
 // T is the type of the op's float argument: of the stack, of the values, of the output.
 template <Isa isa>
@@ -62,6 +75,9 @@ struct IsaKernels {
 
   template <typename T>
   static void gate_values(const GatedActivationArgs& args, index_t first, index_t last);
+
+  // Key heads first to last - 1, counted through all examples.
+  static void attend(const AttentionArgs& args, index_t first, index_t last, const AttentionScratch& scratch);
 
   // A panel: the weights of kOutputColumns columns of the output.
   template <typename T>

@@ -149,6 +149,16 @@ inline void store_part(T* to, Vector vector, index_t n) {
   std::memcpy(to, padded, static_cast<std::size_t>(n) * sizeof(T));
 }
 
+#if defined(__AVX512F__)
+inline Vector load_part(const float* from, index_t n) {
+  return reinterpret_cast<Vector>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), from));
+}
+
+inline void store_part(float* to, Vector vector, index_t n) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(vector));
+}
+#endif
+
 // A whole vector, or with kPart its first n values.
 template <bool kPart, typename T>
 inline Vector load_columns(const T* from, index_t n) {
@@ -239,6 +249,49 @@ inline Vector clamp(Vector vector, float limit) {
   const Vector below = vector < limit ? vector : broadcast(limit);
   return below > -limit ? below : broadcast(-limit);
 #endif
+}
+
+// max(x, least); a NaN stays one.
+inline Vector at_least(Vector vector, float least) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_max_ps(_mm512_set1_ps(least), reinterpret_cast<__m512>(vector)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vector>(_mm256_max_ps(_mm256_set1_ps(least), reinterpret_cast<__m256>(vector)));
+#else
+  return vector < least ? broadcast(least) : vector;
+#endif
+}
+
+// Where either is NaN, b.
+inline Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vector>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// The first n lanes of the vector, and `other` in the rest.
+inline Vector first_lanes(Vector vector, index_t n, float other) {
+  Ints is_first;
+  for (int lane = 0; lane < kLanes; ++lane) is_first[lane] = lane < n ? -1 : 0;
+  return reinterpret_cast<Vector>((is_first & reinterpret_cast<Ints>(vector)) |
+                                  (~is_first & reinterpret_cast<Ints>(broadcast(other))));
+}
+
+// All lanes made one, halves first: combine(a, b) of two floats.
+template <typename Combine>
+inline float fold(Vector vector, const Combine& combine) {
+  float lanes[kLanes];
+  store(lanes, vector);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int lane = 0; lane < half; ++lane) lanes[lane] = combine(lanes[lane], lanes[lane + half]);
+  }
+  return lanes[0];
 }
 
 // absmax / 127, and 1 where that is 0.
