@@ -109,7 +109,7 @@ def adapt(
         job.encode(prompt, max_input_tokens, max_new_tokens)
         changes = {"optimizer": optimizer, "budget": budget, "alpha": alpha, "bound": bound}
         job.settings = SearchSettings.of(chosen, len(job.modules), seed=seed, evaluate_by=evaluate_by, **changes)
-        job.make_plan(budget_bytes, stack_dtype, evaluate_by)
+        job.make_plan(budget_bytes, stack_dtype, evaluate_by, job.settings.optimizer)
         check_budget(job.plan)
         with memory_errors(job.plan):
             job.load()

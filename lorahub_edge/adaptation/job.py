@@ -85,9 +85,11 @@ class Job:
         self.encoded_test = self.prompt.encode_inputs([e.input for e in self.task.test], "test inputs")
         self.max_new_tokens = max_new_tokens or 2 * max(len(e.target_ids) for e in self.encoded) + 8
 
-    def make_plan(self, budget_bytes: int | None, stack_dtype: str | None, evaluate_by: str) -> list[MemoryPlan]:
+    def make_plan(
+        self, budget_bytes: int | None, stack_dtype: str | None, evaluate_by: str, optimizer: str = "cma-es"
+    ) -> list[MemoryPlan]:
         """Decide what the run does with memory; returns all there was to choose from."""
-        load_optimisers()  # before what Python itself takes is measured
+        load_optimisers(optimizer)  # before what Python itself takes is measured
         with self.stopwatch.stage("load_modules"):
             outlines = [module.outline() for module in self.modules]
             layout = StackLayout.of(outlines, self.opened.linear_shapes(), self.opened.source.spec)

@@ -7,6 +7,7 @@ import difflib
 import functools
 import importlib
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -26,16 +27,37 @@ CMA_STD_SHARE = 0.2
 REFINING_STD_SHARE = 0.1
 
 
+# nevergrad's optimisers that need the package bayes_opt, which loads scikit-learn and pandas: up to 80 MB for two names
+# of more than 500, so it is left out for all others. nevergrad itself treats it as one that may be missing.
+_NEED_BAYES_OPT = ("BO", "BOSplit")
+
+
 @functools.cache
 def _nevergrad() -> Any:
-    """nevergrad, imported when a search begins: it takes seconds and 150 MB, and answering needs neither."""
-    with _expected_warnings():
+    """nevergrad, imported when a search begins: it takes a second and 40 MB, and answering needs neither."""
+    with _expected_warnings(), _left_out("bayes_opt"):
         return importlib.import_module("nevergrad")
 
 
-def load_optimisers() -> None:
-    """Import what a search will need, so that what it takes in memory is there to be measured."""
+def load_optimisers(optimizer: str = "cma-es") -> None:
+    """Import what a search by this optimiser needs, so that what it takes in memory is there to be measured."""
+    if optimizer in _NEED_BAYES_OPT:
+        with contextlib.suppress(ImportError):  # make_searcher says what is missing
+            importlib.import_module("bayes_opt")
     _nevergrad()
+
+
+@contextlib.contextmanager
+def _left_out(package: str) -> Iterator[None]:
+    """Let an import of the package fail as if it was not installed, unless it is loaded already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 @contextlib.contextmanager
@@ -232,8 +254,14 @@ def make_searcher(optimizer: str, n: int, *, bound: float, budget: int, seed: in
         return ScreeningSearcher(n, bound=bound, budget=budget, seed=seed)
     if optimizer == "cma-es":
         return cma_searcher(np.zeros(n), bound=bound, budget=budget, seed=seed)
+    load_optimisers(optimizer)
     registry = _nevergrad().optimizers.registry
     if optimizer not in registry:
+        if optimizer in _NEED_BAYES_OPT:
+            raise InvalidInput(
+                f"optimizer '{optimizer}' needs the package bayes_opt when nevergrad is loaded, and in this process it "
+                "was not there; install it, and import it before the first search"
+            )
         names = ["screen-cma", "cma-es", *registry]
         close = difflib.get_close_matches(optimizer, names, n=3, cutoff=0.4) or [
             "screen-cma",

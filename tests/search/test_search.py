@@ -1,6 +1,8 @@
 """Searchers stay in the box and the budget, repeat themselves from a seed, and find known minima."""
 
 import itertools
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,3 +180,36 @@ def test_wrong_settings_are_refused(change, message):
     settings_ = {"optimizer": "cma-es", "bound": 1.5, "budget": 10, **change}
     with pytest.raises(InvalidInput, match=message):
         make_searcher(settings_.pop("optimizer"), 3, seed=0, **settings_)
+
+
+def run_afresh(script: str) -> None:
+    """nevergrad is loaded once per process, so what is loaded with it shows only in a new one."""
+    start = "import sys, warnings\nwarnings.simplefilter('ignore')\nimport numpy as np\n"
+    start += "from lorahub_edge.errors import InvalidInput\nfrom lorahub_edge.search import make_searcher\n"
+    start += "settings = dict(bound=1.5, budget=8, seed=0)\n"
+    done = subprocess.run([sys.executable, "-c", start + script + "\nprint('checked')"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "checked\n"), done.stderr
+
+
+def test_a_search_does_not_load_what_it_does_not_use():
+    """bayes_opt loads scikit-learn and pandas, 80 MB, for two optimisers; others can still import it afterwards."""
+    run_afresh(
+        "make_searcher('cma-es', 3, **settings).ask(4)\n"
+        "assert not {'bayes_opt', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "try:\n"
+        "    make_searcher('BO', 3, **settings)\n"
+        "    raise AssertionError\n"
+        "except InvalidInput as error:\n"
+        "    assert 'needs the package bayes_opt' in str(error)\n"
+        "import bayes_opt"
+    )
+
+
+def test_an_optimiser_that_needs_bayes_opt_gets_it():
+    run_afresh(
+        "searcher = make_searcher('BO', 3, **settings)\n"
+        "candidates = searcher.ask(1)\n"
+        "assert candidates.shape == (1, 3)\n"
+        "searcher.tell(candidates, np.zeros(1))\n"
+        "assert 'bayes_opt' in sys.modules"
+    )
