@@ -13,6 +13,7 @@ import torch
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows, n_tokens
 from lorahub_edge.adaptation.lanes import n_lanes
 from lorahub_edge.base import Base, OpenBase
+from lorahub_edge.base.attention import keeps_pairs
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.measure import format_bytes, resident_bytes
 from lorahub_edge.modules import StackLayout
@@ -187,7 +188,7 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
     if workload.evaluate_by == "inject":
         search += sum(t.out_features * t.in_features for t in layout.targets)
     tested = max(tokens_per_call, workload.tested_tokens) if workload.tested_tokens else 0
-    test = tested * (sizes.activation_bytes + sizes.cache_bytes) + sizes.attention_bytes(workload.tested_tokens)
+    test = tested * (sizes.activation_bytes + sizes.cache_bytes) + sizes.padded_bytes * workload.tested_tokens**2
     return max(search, factors + test) + (factors if base.device.type == "cpu" else 0)
 
 
@@ -199,7 +200,7 @@ def _call_bytes(examples: Sequence[EncodedExample], sizes: _Sizes, layout: Stack
     factors = 4 * n_values * n_candidates + (2 * n_values * n_candidates if n_candidates > 1 else 0)
     logits = 2 * 4 * sizes.vocab * n_candidates * sum(len(e.target_ids) for e in examples)
     longest = max(map(n_tokens, examples))
-    return factors + logits + n_candidates * n_rows * sizes.activation_bytes + sizes.attention_bytes(longest)
+    return factors + logits + n_candidates * n_rows * sizes.activation_bytes + sizes.pair_bytes * longest**2
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,15 @@ class _Sizes:
         activation_bytes: in the widest place, a gated layer: state and its norm, codes, float outputs of two wide
             layers, what is left of a split input.
         cache_bytes: keys and values of all decoder layers.
-        bias_bytes: per pair of positions: T5's position bias, and the sum with a mask.
+        pair_bytes, padded_bytes: per pair of positions, without and with padding: T5's position bias, and the sum with
+            a mask.
         vocab: size of the output layer.
     """
 
     activation_bytes: int
     cache_bytes: int
-    bias_bytes: int
+    pair_bytes: int
+    padded_bytes: int
     vocab: int
 
     @classmethod
@@ -230,11 +233,7 @@ class _Sizes:
         activations = 4 * (4 * d_model + 4 * n_heads * head + 3 * d_ff)
         cache = 4 * 2 * n_layers * kv_heads * head
         bias = 2 * 4 * n_heads if base.family.is_seq2seq else 4
-        return cls(activations, cache, bias, config.vocab_size)
-
-    def attention_bytes(self, n_tokens: int) -> int:
-        """Of what grows with the square of the length."""
-        return self.bias_bytes * n_tokens * n_tokens
+        return cls(activations, cache, bias if keeps_pairs(base) else 0, bias, config.vocab_size)
 
 
 def check_budget(plan: MemoryPlan) -> None:

@@ -12,6 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lorahub_edge.base.model import Base
+from lorahub_edge.base.open import OpenBase
 from lorahub_edge.base.relative_bias import every_pair, give_biases_by_distance
 from lorahub_edge.kernels import ops
 
@@ -75,5 +77,14 @@ def attention(
 
 
 def _is_faster_here(query: torch.Tensor) -> bool:
-    is_taken = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[2] >= _LEAST_QUERIES
-    return is_taken and ops.isa() in ("avx2", "avx512")
+    return query.dtype == torch.float32 and query.shape[2] >= _LEAST_QUERIES and _is_fast_on(query.device)
+
+
+def _is_fast_on(device: torch.device) -> bool:
+    return device.type == "cpu" and ops.isa() in ("avx2", "avx512")
+
+
+def keeps_pairs(base: Base | OpenBase) -> bool:
+    """Whether a forward without padding keeps something for every pair of tokens, as torch's attention does."""
+    is_ours = base.precision == "int8" and base.model.config._attn_implementation in ("sdpa", NAME)
+    return not (is_ours and _is_fast_on(base.device))

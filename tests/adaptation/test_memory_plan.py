@@ -13,7 +13,7 @@ from lorahub_edge.base import load_base, open_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.measure import parse_bytes
 from lorahub_edge.modules import ModuleStack, find_modules
-from lorahub_edge.tasks import EncodedExample
+from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 from tests import tiny
 
 FAST = {"budget": 3, "null_control": False}
@@ -72,6 +72,24 @@ def test_room_is_left_for_the_composed_module(bases, module_folders, monkeypatch
     plan = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], tiny.ROWS, device="cpu", stack_dtype="fp32")[0]
     stack = ModuleStack.build(find_modules(module_folders["t5"]), load_base(str(bases["t5"]), device="cpu"))
     assert plan.workspace_bytes == 10**9 + 4 * stack.n_values
+
+
+def test_nothing_is_planned_per_pair_of_tokens_where_our_attention_computes(bases, module_folders, monkeypatch):
+    """A float base, and another instruction set, have T5's bias written out: twice four bytes per head and pair."""
+    rows = [{"input": "a b c " * 30, "target": "a"}] * 5
+
+    def workspace_bytes(precision):
+        plans = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], rows, device="cpu", precision=precision)
+        return plans[0].workspace_bytes
+
+    monkeypatch.setattr("lorahub_edge.base.attention._is_fast_on", lambda device: True)
+    by_distance, written_out = workspace_bytes("int8"), workspace_bytes("fp32")
+    monkeypatch.setattr("lorahub_edge.base.attention._is_fast_on", lambda device: False)
+    assert workspace_bytes("int8") == workspace_bytes("fp32") == written_out
+    base = open_base(str(bases["t5"]), precision="int8", device="cpu")
+    example = PromptFormat.for_base(base).encode_all([Example("a b c " * 30, "a")])[0]
+    n_pairs = (len(example.input_ids) + len(example.target_ids)) ** 2
+    assert written_out - by_distance == 2 * 4 * base.model.config.num_heads * n_pairs
 
 
 def test_adapt_takes_what_the_budget_leaves_room_for(bases, module_folders, example_file, tmp_path):
