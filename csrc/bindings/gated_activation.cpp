@@ -1,6 +1,7 @@
 // Only in the CPU's module: CUDA computes it with torch.
 #include "../kernels/gated_activation.h"
 
+#include "activations.h"
 #include "arrays.h"
 #include "device.h"
 #include "ops.h"
@@ -11,12 +12,6 @@ namespace lorahub_edge::bindings {
 namespace {
 
 constexpr const char* kOp = "gated_activation";
-
-Activation activation_named(const std::string& name) {
-  if (name == "silu") return Activation::silu;
-  if (name == "gelu_tanh") return Activation::gelu_tanh;
-  throw py::value_error("gated_activation: activation: expected 'silu' or 'gelu_tanh', received '" + name + "'");
-}
 
 void gated_activation(const py::object& gate, const py::object& up, const py::object& out,
                       const std::string& activation, std::int64_t n_threads) {
@@ -30,8 +25,8 @@ void gated_activation(const py::object& gate, const py::object& up, const py::ob
   index_t n = 1;
   for (const index_t size : gate_array.shape()) n *= size;
 
-  const GatedActivationArgs args{gate_array.data(),           up_array.data(), out_array.data(), gate_array.dtype(), n,
-                                 activation_named(activation)};
+  const GatedActivationArgs args{
+      gate_array.data(), up_array.data(), out_array.data(), gate_array.dtype(), n, activation_named(kOp, activation)};
   py::gil_scoped_release no_gil;
   cpu::gated_activation(args, {n_threads});
 }

@@ -1,6 +1,7 @@
 // Only in the CPU's module: CUDA has its int8 product from elsewhere, and int8_epilogue after it.
 #include "../kernels/int8_linear.h"
 
+#include "activations.h"
 #include "arrays.h"
 #include "device.h"
 #include "int8_outputs.h"
@@ -14,8 +15,8 @@ namespace {
 constexpr const char* kOp = "int8_linear";
 
 void int8_linear(const py::object& x, const py::object& x_scale, const py::object& w, const py::object& row_scale,
-                 const py::object& bias, const py::object& side, const py::object& B, const py::object& out,
-                 std::int64_t n_threads) {
+                 const py::object& bias, const py::object& side, const py::object& B, const py::object& gate,
+                 const std::string& activation, const py::object& out, std::int64_t n_threads) {
   const Array x_array(x, {kOp, "x"}, Access::read);
   const Array x_scale_array(x_scale, {kOp, "x_scale"}, Access::read);
   const Array w_array(w, {kOp, "w"}, Access::read);
@@ -38,6 +39,14 @@ void int8_linear(const py::object& x, const py::object& x_scale, const py::objec
   args.in_features = in_features;
   args.n_blocks = n_blocks;
   outputs.fill(args, n_rows, w_array.shape()[0]);
+  std::optional<Array> gate_array;
+  if (!gate.is_none()) {
+    gate_array.emplace(gate, ArrayName{kOp, "gate"}, Access::read);
+    gate_array->expect_shape({n_rows, args.out_features});
+    check(gate_array->dtype() == args.out_dtype, "int8_linear: expected gate and out of one dtype");
+    args.gate = gate_array->data();
+    args.activation = activation_named(kOp, activation);
+  }
   py::gil_scoped_release no_gil;
   cpu::int8_linear(args, {n_threads});
 }
@@ -46,8 +55,8 @@ void int8_linear(const py::object& x, const py::object& x_scale, const py::objec
 
 void register_int8_linear(py::module_& module) {
   module.def(kOp, &int8_linear, py::arg("x"), py::arg("x_scale"), py::arg("w"), py::arg("row_scale"), py::arg("bias"),
-             py::arg("side"), py::arg("B"), py::arg("out"), py::arg("n_threads"),
-             "Write an int8 layer's output; see lorahub_edge.kernels.ops.int8_linear.");
+             py::arg("side"), py::arg("B"), py::arg("gate"), py::arg("activation"), py::arg("out"),
+             py::arg("n_threads"), "Write an int8 layer's output; see lorahub_edge.kernels.ops.int8_linear.");
 }
 
 }  // namespace lorahub_edge::bindings

@@ -7,7 +7,7 @@
 // of a candidate's LoRA factors (side = scaling * x @ A.T); bias and side path may be absent.
 #pragma once
 
-#include "../core.h"
+#include "gated_activation.h"
 
 namespace lorahub_edge {
 
@@ -24,6 +24,9 @@ struct Int8Outputs {
   index_t out_features;
   index_t rank;
   index_t rows_per_group;  // divides n_rows
+  // of int8_linear alone: like out, and may be it; null for none
+  const void* gate = nullptr;
+  Activation activation = Activation::silu;
 };
 
 struct Int8EpilogueArgs : Int8Outputs {

@@ -3,6 +3,8 @@
 //
 //   y[m, o] = sum_b(x_scale[m, b] * dot(x[m, b], w[o, b])) * row_scale[o] + bias[o] + sum_k side[m, k] * B[g, o, k]
 //
+// and with a gate (gated_activation.h) the output is activation(gate[m, o]) * y[m, o].
+//
 // Each dot product is exact, in int32; what follows is float32, blocks, factors and terms in this order, then rounded
 // once to the output's dtype. Blocks with scales of their own keep an outlier from costing the whole row its precision.
 #pragma once

@@ -208,8 +208,8 @@ class _Sizes:
     """Bytes per token of what a forward keeps at once, from the model's config.
 
     Attributes:
-        activation_bytes: in the widest place, a gated layer: state and its norm, codes, float outputs of two wide
-            layers, what is left of a split input.
+        activation_bytes: in the widest place, a gated layer: state and its norm, codes, the float output of a wide
+            layer, and another's or what is left of a split input.
         cache_bytes: keys and values of all decoder layers.
         pair_bytes, padded_bytes: per pair of positions, without and with padding: T5's position bias, and the sum with
             a mask.
@@ -230,7 +230,7 @@ class _Sizes:
         head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or d_model // n_heads
         n_layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
         kv_heads = getattr(config, "num_key_value_heads", n_heads)
-        activations = 4 * (4 * d_model + 4 * n_heads * head + 3 * d_ff)
+        activations = 4 * (4 * d_model + 4 * n_heads * head + 2 * d_ff)
         cache = 4 * 2 * n_layers * kv_heads * head
         bias = 2 * 4 * n_heads if base.family.is_seq2seq else 4
         return cls(activations, cache, bias if keeps_pairs(base) else 0, bias, config.vocab_size)

@@ -15,14 +15,11 @@ import torch
 from torch import nn
 
 from lorahub_edge.base.families import Family
-from lorahub_edge.base.int8 import BLOCK_FEATURES, Int8Linear, QuantizedInputs, int8_matmul_available
+from lorahub_edge.base.int8 import BLOCK_FEATURES, ONE_PART_ENGINES, Int8Linear, QuantizedInputs, int8_matmul_available
 
 # Largest relative error of a row of outputs that int8 inputs of one part may make. Inputs without outliers, normal
 # numbers, give 0.01.
 MOST_ONE_PART_ERROR = 0.02
-
-# In order of their cost.
-_ONE_PART_ENGINES = ("int8", "int8-blocks")
 
 _PROBE_TOKENS = 64
 _PROBE_TARGET_TOKENS = 8
@@ -65,7 +62,7 @@ def _int8_linears(model: nn.Module) -> dict[str, Int8Linear]:
 
 def cheapest_engine(errors: Mapping[str, float]) -> str:
     """The first engine whose error is within MOST_ONE_PART_ERROR, or "int8-split"; see `one_part_errors`."""
-    within = (engine for engine in _ONE_PART_ENGINES if errors.get(engine, torch.inf) <= MOST_ONE_PART_ERROR)
+    within = (engine for engine in ONE_PART_ENGINES if errors.get(engine, torch.inf) <= MOST_ONE_PART_ERROR)
     return next(within, "int8-split")
 
 
@@ -88,7 +85,7 @@ def one_part_errors(layers: dict[str, Int8Linear], run: Callable[[], object]) ->
 
 def _one_part_engines(layer: Int8Linear) -> tuple[str, ...]:
     has_blocks = layer.codes.device.type == "cpu" and layer.in_features % BLOCK_FEATURES == 0
-    return _ONE_PART_ENGINES if has_blocks else _ONE_PART_ENGINES[:1]
+    return ONE_PART_ENGINES if has_blocks else ONE_PART_ENGINES[:1]
 
 
 @contextmanager

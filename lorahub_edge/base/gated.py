@@ -1,7 +1,8 @@
-"""Gated feed-forward layers whose activation and gate are one pass over memory.
+"""Gated feed-forward layers whose activation and gate cost no pass over memory of their own.
 
-transformers makes three tensors on the way, the activation's (GELU's tanh form as eight operations) and the product's
-among them; here the product takes the gate's place.
+transformers makes four tensors on the way: the gate's, the other half's, the activation's (GELU's tanh form as eight
+operations) and the product's. Here the gate's is the only one: the layer of the other half multiplies its outputs with
+the active gate and writes them into its place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
 from lorahub_edge.base.families import Family
+from lorahub_edge.base.int8 import ONE_PART_ENGINES, Int8Linear
 from lorahub_edge.kernels import ops
 
 _ACTIVATIONS: dict[type[nn.Module], ops.Activation] = {
@@ -40,17 +42,22 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up, down, _ = (getattr(self, name) for name in self.names)
         gates = gate(x)
-        y: torch.Tensor = down(ops.gated_activation(gates, up(x), activation=self.activation, out=gates))
-        return y
+        if up.engine in ONE_PART_ENGINES:
+            y = up(x, ops.Gate(gates, self.activation))
+        else:
+            y = ops.gated_activation(gates, up(x), activation=self.activation, out=gates)
+        result: torch.Tensor = down(y)
+        return result
 
 
 def fuse_gated_layers(model: nn.Module, family: Family) -> None:
-    """Put a GatedFeedForward in the place of every gated layer whose activation is known.
+    """Put a GatedFeedForward in the place of every gated layer of int8 linears whose activation is known.
 
     Other activations, and layers without a gate, stay what transformers computes.
     """
     for path, layer in list(model.named_modules()):
         if all(hasattr(layer, name) for name in family.gated_layer):
-            activation = _ACTIVATIONS.get(type(getattr(layer, family.gated_layer[-1])))
-            if activation is not None:
+            _, up, _, act = (getattr(layer, name) for name in family.gated_layer)
+            activation = _ACTIVATIONS.get(type(act))
+            if activation is not None and isinstance(up, Int8Linear):
                 model.set_submodule(path, GatedFeedForward(layer, family.gated_layer, activation))

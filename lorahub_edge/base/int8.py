@@ -16,6 +16,9 @@ from lorahub_edge.kernels import ops
 # Features that share a scale in engine "int8-blocks".
 BLOCK_FEATURES = 64
 
+# Engines whose inputs are one int8 matrix, so that one kernel makes their outputs; cheapest first.
+ONE_PART_ENGINES = ("int8", "int8-blocks")
+
 # Rows of a weight that are expanded to float at a time: bounds the temporary to a few MB.
 _TILE_ROWS = 2048
 
@@ -195,11 +198,17 @@ class Int8Linear(Int8Layer):
         self.inputs = QuantizedInputs()
         self.side: SideFactors | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._dequantize(x) if self.engine == "dequantize" else self.int8_product(x, self.engine)
+    def forward(self, x: torch.Tensor, gate: ops.Gate | None = None) -> torch.Tensor:
+        """The output (..., out_features); with a gate of that shape activation(gate) * output, in the gate's place.
+
+        Gates are for ONE_PART_ENGINES.
+        """
+        if gate is not None:
+            gate = ops.Gate(gate.values.view(-1, self.out_features), gate.activation)
+        y = self._dequantize(x) if self.engine == "dequantize" else self.int8_product(x, self.engine, gate)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def int8_product(self, x: torch.Tensor, engine: str) -> torch.Tensor:
+    def int8_product(self, x: torch.Tensor, engine: str, gate: ops.Gate | None = None) -> torch.Tensor:
         """The layer's output (rows, out_features) by one of the engines with int8 inputs."""
         n_blocks = self.in_features // BLOCK_FEATURES if engine == "int8-blocks" else 1
         first, *others = self.inputs.parts(x, 2 if engine == "int8-split" else 1, n_blocks)
@@ -208,7 +217,7 @@ class Int8Linear(Int8Layer):
             side = ops.SidePath(self.side.inner(x).float().flatten(0, 1), self.side.B)
         bias = None if self.bias is None else self.bias.float()
         dtype = x.dtype if not others else torch.float32
-        y = ops.int8_linear(*first, self.codes, self.row_scale, bias=bias, side=side, dtype=dtype)
+        y = ops.int8_linear(*first, self.codes, self.row_scale, bias=bias, side=side, gate=gate, dtype=dtype)
         for part in others:
             y += ops.int8_linear(*part, self.codes, self.row_scale)
         return y.to(x.dtype)

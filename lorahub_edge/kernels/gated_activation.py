@@ -1,5 +1,6 @@
 """gated_activation: arguments checked, then handed to the route that computes (see routes.py)."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +14,19 @@ _OP = "gated_activation"
 _DTYPES = (torch.float32, torch.bfloat16)
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an output is multiplied with: activation(values); see `gated_activation`.
+
+    Attributes:
+        values: of the output's shape and dtype, C-contiguous. The output takes their place.
+        activation: "silu" or "gelu_tanh".
+    """
+
+    values: torch.Tensor
+    activation: Activation
 
 
 def gated_activation(
@@ -47,7 +61,7 @@ def gated_activation(
         TypeError: a dtype is not as above.
         KernelUnavailable, InvalidInput: see `route` and `isa`.
     """
-    expect(activation in ("silu", "gelu_tanh"), _OP, "activation 'silu' or 'gelu_tanh'", repr(activation))
+    _expect_activation(_OP, activation)
     expect_tensor(_OP, "gate", gate, dtypes=_DTYPES, shape=tuple(gate.shape))
     like_gate = {"dtypes": (gate.dtype,), "shape": tuple(gate.shape), "device": gate.device}
     expect_tensor(_OP, "up", up, **like_gate)  # type: ignore[arg-type]
@@ -65,3 +79,13 @@ def gated_activation(
         active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
         torch.mul(active, up, out=out)
     return out
+
+
+def expect_gate(op: str, gate: Gate, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise unless a gate fits an output of this shape and dtype."""
+    _expect_activation(op, gate.activation)
+    expect_tensor(op, "gate.values", gate.values, dtypes=(dtype,), shape=shape, device=device)
+
+
+def _expect_activation(op: str, activation: str) -> None:
+    expect(activation in ("silu", "gelu_tanh"), op, "activation 'silu' or 'gelu_tanh'", repr(activation))

@@ -4,6 +4,7 @@ import torch
 
 from lorahub_edge.kernels import reference
 from lorahub_edge.kernels.checks import expect, expect_tensor, expect_threads
+from lorahub_edge.kernels.gated_activation import Gate, expect_gate, gated_activation
 from lorahub_edge.kernels.int8_epilogue import OUT_DTYPES, SidePath, expect_terms, int8_epilogue
 from lorahub_edge.kernels.routes import native_for
 
@@ -19,6 +20,7 @@ def int8_linear(
     *,
     bias: torch.Tensor | None = None,
     side: SidePath | None = None,
+    gate: Gate | None = None,
     dtype: torch.dtype = torch.float32,
     n_threads: int | None = None,
 ) -> torch.Tensor:
@@ -30,16 +32,20 @@ def int8_linear(
         y[m, o] = sum_b(x_scale[m, b] * dot(x[m, b], w[o, b])) * row_scale[o]
                   + bias[o] + sum_k(side.inner[m, k] * side.B[g, o, k])
 
+    and with a gate the output is activation(gate[m, o]) * y[m, o], rounded once.
+
     Args:
         x: int8 (n_rows, in_features), C-contiguous, codes of the inputs, none of them -128; see `quantize_activations`.
         x_scale: float32 (n_rows, n_blocks). Blocks are of a multiple of 4 features. On other devices than the CPU
             there is one.
         w: int8 (out_features, in_features), codes of the weight.
         row_scale: float32 (out_features,), of the weight.
+        gate: of `dtype`, (n_rows, out_features), on the device of x; its values are overwritten. Or None.
         bias, side, dtype, n_threads: see `int8_epilogue`.
 
     Returns:
-        A new tensor of `dtype`, (n_rows, out_features), on the device of x. A row does not depend on others.
+        `dtype` (n_rows, out_features), on the device of x: the gate's values, or a new tensor. A row does not depend on
+        others.
 
     Raises:
         ValueError: shape, layout or device is not as above.
@@ -51,18 +57,25 @@ def int8_linear(
     _check(x, x_scale, w, row_scale, bias, side)
     if dtype not in OUT_DTYPES:
         raise TypeError(f"{_OP}: expected dtype float32 or bfloat16, received {dtype}")
+    if gate is not None:
+        expect_gate(_OP, gate, (len(x), len(w)), dtype, x.device)
     expect_threads(_OP, n_threads)
     if x.device.type != "cpu":
         terms = {"bias": bias, "side": side, "dtype": dtype, "n_threads": n_threads}
-        return int8_epilogue(_product(x, w), x_scale[:, 0], row_scale, **terms)  # type: ignore[arg-type]
+        y = int8_epilogue(_product(x, w), x_scale[:, 0], row_scale, **terms)  # type: ignore[arg-type]
+        return y if gate is None else gated_activation(gate.values, y, activation=gate.activation, out=gate.values)
     inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
     native = native_for(x.device, n_threads)
     if native is None:
         pair = None if inner is None or B is None else (inner.numpy(), B.numpy())
         arrays = (x.numpy(), x_scale.numpy(), w.numpy(), row_scale.numpy(), None if bias is None else bias.numpy())
-        return torch.from_numpy(reference.int8_linear(*arrays, pair)).to(dtype)
-    out = torch.empty(len(x), len(w), dtype=dtype)
-    native.module.int8_linear(x, x_scale, w, row_scale, bias, inner, B, out, native.where)
+        of_gate = None if gate is None else (gate.values.float().numpy(), gate.activation)
+        y = torch.from_numpy(reference.int8_linear(*arrays, pair, of_gate))
+        return y.to(dtype) if gate is None else gate.values.copy_(y)
+    out = torch.empty(len(x), len(w), dtype=dtype) if gate is None else gate.values
+    values, activation = (None, "") if gate is None else (gate.values.detach(), gate.activation)
+    terms = (bias, inner, B, values, activation)  # type: ignore[assignment]
+    native.module.int8_linear(x, x_scale, w, row_scale, *terms, out.detach(), native.where)
     return out
 
 

@@ -6,7 +6,7 @@ LoRA modules, models or files.
 
 from lorahub_edge.kernels.attention import attention
 from lorahub_edge.kernels.compose_factors import compose_factors
-from lorahub_edge.kernels.gated_activation import Activation, gated_activation
+from lorahub_edge.kernels.gated_activation import Activation, Gate, gated_activation
 from lorahub_edge.kernels.inject_delta import (
     NEAREST,
     Injected,
@@ -23,6 +23,7 @@ from lorahub_edge.kernels.routes import isa, route
 __all__ = [
     "NEAREST",
     "Activation",
+    "Gate",
     "InjectReport",
     "Injected",
     "Rounding",

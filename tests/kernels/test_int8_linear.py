@@ -109,6 +109,49 @@ def test_groups_have_their_own_side_paths(rank: int, n_groups: int) -> None:
     assert_output(layer.output(), layer)
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("n_rows", "out_features", "n_blocks"), [(1, 4, 1), (9, 67, 1), (50, 130, 1), (50, 130, 4)])
+def test_a_gate_is_gated_activation_of_the_output(
+    n_rows: int, out_features: int, n_blocks: int, activation: ops.Activation
+) -> None:
+    """To the bit for float32; a bfloat16 output is rounded once, behind the gate. The output is in the gate's place."""
+    layer = layer_of(n_rows, out_features, 64, n_blocks=n_blocks, rank=3, bias=True)
+    values = torch.randn(n_rows, out_features, generator=torch.Generator().manual_seed(0)) * 3
+    for dtype in DTYPES:
+        gate = values.to(dtype)
+        expected = ops.gated_activation(gate.float(), layer.output(), activation=activation).to(dtype)
+        own = gate.clone()
+        assert layer.output(gate=ops.Gate(own, activation), dtype=dtype) is own
+        assert_same_bytes(own, expected)
+        twin = gated_twin(layer, gate, activation)
+        torch.testing.assert_close(own, twin.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3)
+
+
+def gated_twin(layer: Layer, gate: torch.Tensor, activation: str) -> torch.Tensor:
+    return torch.from_numpy(
+        reference.gated_activation(gate.float().numpy(), layer.twin().numpy(), activation=activation)
+    )
+
+
+def test_reference_route_has_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of(5, 7, 8, rank=2)
+    gate = torch.linspace(-3, 3, 35).view(5, 7)
+    expected = gated_twin(layer, gate, "silu")
+    monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
+    assert layer.output(gate=ops.Gate(gate, "silu")) is gate
+    assert_same_bytes(gate, expected)
+
+
+def test_refuses_gates_that_do_not_fit() -> None:
+    layer = layer_of(5, 7, 8)
+    with pytest.raises(ValueError, match=r"gate\.values of shape \(5, 7\), received \(5, 8\)"):
+        layer.output(gate=ops.Gate(torch.zeros(5, 8), "silu"))
+    with pytest.raises(TypeError, match=r"gate\.values of dtype bfloat16, received float32"):
+        layer.output(gate=ops.Gate(torch.zeros(5, 7), "silu"), dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="activation 'silu' or 'gelu_tanh', received 'relu'"):
+        layer.output(gate=ops.Gate(torch.zeros(5, 7), "relu"))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("isa", _native.runnable_isas())
 def test_each_instruction_set(isa: str) -> None:
     """Without fused multiply-add: equal to the bit."""
@@ -125,6 +168,8 @@ for dtype in DTYPES:
                 assert_output(y, layer)
                 if ops.isa() == "baseline":
                     assert_same_bytes(y, layer.twin().to(dtype))
+for activation in ("silu", "gelu_tanh"):
+    test_a_gate_is_gated_activation_of_the_output(50, 130, 4, activation)
 """
     run_with_isa(isa, script)
 

@@ -3,8 +3,8 @@
 // Some rows at a time are scaled, get their side path while they are in registers, and are written once.
 #pragma once
 
+#include "gates.h"
 #include "isa_kernels.h"
-#include "simd.h"
 
 namespace lorahub_edge::cpu {
 namespace {
@@ -49,8 +49,13 @@ inline Vector scaled(const float* products, index_t n, float) {
   return load_columns<kPart>(products, n);
 }
 
-// R rows by V vectors of columns, from column `at` of the tile on; kPart: only n columns of a single vector.
-template <int R, int V, bool kPart, typename T, typename P>
+inline Vector gated_by(const Int8Outputs& args, Vector gate, Vector y) {
+  return args.activation == Activation::silu ? gated<Activation::silu>(gate, y) : gated<Activation::gelu_tanh>(gate, y);
+}
+
+// R rows by V vectors of columns, from column `at` of the tile on; kPart: only n columns of a single vector; kGated:
+// there is a gate.
+template <int R, int V, bool kPart, bool kGated, typename T, typename P>
 inline void output_vectors(const Int8Outputs& args, const Tile<P>& tile, index_t row, index_t at, index_t n) {
   const index_t column = tile.first_column + at;
   Vector y[R][V];
@@ -78,25 +83,36 @@ inline void output_vectors(const Int8Outputs& args, const Tile<P>& tile, index_t
   }
   for (int r = 0; r < R; ++r) {
     T* out = static_cast<T*>(args.out) + (row + r) * args.out_features + column;
+    if constexpr (kGated) {
+      const T* gate = static_cast<const T*>(args.gate) + (row + r) * args.out_features + column;
+      for (int v = 0; v < V; ++v) y[r][v] = gated_by(args, load_columns<kPart>(gate + v * kLanes, n), y[r][v]);
+    }
     for (int v = 0; v < V; ++v) store_columns<kPart>(out + v * kLanes, y[r][v], n);
   }
 }
 
-template <int R, typename T, typename P>
+template <int R, bool kGated, typename T, typename P>
 inline void output_rows(const Int8Outputs& args, const Tile<P>& tile, index_t row) {
   constexpr int V = kTileVectors < kMostVectors ? kTileVectors : kMostVectors;
   index_t at = 0;
-  for (; at + V * kLanes <= tile.n_columns; at += V * kLanes) output_vectors<R, V, false, T>(args, tile, row, at, 0);
-  for (; at + kLanes <= tile.n_columns; at += kLanes) output_vectors<R, 1, false, T>(args, tile, row, at, 0);
-  if (at < tile.n_columns) output_vectors<R, 1, true, T>(args, tile, row, at, tile.n_columns - at);
+  for (; at + V * kLanes <= tile.n_columns; at += V * kLanes)
+    output_vectors<R, V, false, kGated, T>(args, tile, row, at, 0);
+  for (; at + kLanes <= tile.n_columns; at += kLanes) output_vectors<R, 1, false, kGated, T>(args, tile, row, at, 0);
+  if (at < tile.n_columns) output_vectors<R, 1, true, kGated, T>(args, tile, row, at, tile.n_columns - at);
+}
+
+template <bool kGated, typename T, typename P>
+void output_range(const Int8Outputs& args, const Tile<P>& tile, index_t first_row, index_t last_row) {
+  index_t row = first_row;
+  for (; row + kOutputRows <= last_row; row += kOutputRows) output_rows<kOutputRows, kGated, T>(args, tile, row);
+  for (; row < last_row; ++row) output_rows<1, kGated, T>(args, tile, row);
 }
 
 // Rows of one group.
 template <typename T, typename P>
 void output_tile(const Int8Outputs& args, const Tile<P>& tile, index_t first_row, index_t last_row) {
-  index_t row = first_row;
-  for (; row + kOutputRows <= last_row; row += kOutputRows) output_rows<kOutputRows, T>(args, tile, row);
-  for (; row < last_row; ++row) output_rows<1, T>(args, tile, row);
+  if (args.gate == nullptr) return output_range<false, T>(args, tile, first_row, last_row);
+  output_range<true, T>(args, tile, first_row, last_row);
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ def int8_linear(
     row_scale: Float32,
     bias: Float32 | None = None,
     side: tuple[Float32, Float32] | None = None,
+    gate: tuple[Float32, str] | None = None,
 ) -> Float32:
     """The output of an int8 layer from int8 inputs.
 
@@ -73,11 +74,14 @@ def int8_linear(
 
         y[m, o] = sum_b(x_scale[m, b] * dot(x[m, b], w[o, b])) * row_scale[o] + ...
 
+    and with a gate the output is activation(gate[m, o]) * y[m, o]; see `gated_activation`.
+
     Args:
         x: int8 (n_rows, in_features).
         x_scale: float32 (n_rows, n_blocks).
         w: int8 (out_features, in_features).
         row_scale, bias, side: see `int8_epilogue`.
+        gate: float32 (n_rows, out_features) and the activation's name, or None.
 
     Returns:
         float32 (n_rows, out_features).
@@ -86,7 +90,8 @@ def int8_linear(
     blocks = (np.split(codes.astype(np.float64), x_scale.shape[1], axis=1) for codes in (x, w))
     for b, (x_block, w_block) in enumerate(zip(*blocks, strict=True)):
         scaled += (x_block @ w_block.T).astype(np.float32) * x_scale[:, b, None]  # whole numbers: exact in float64
-    return _add_terms(scaled * row_scale, bias, side)
+    y = _add_terms(scaled * row_scale, bias, side)
+    return y if gate is None else gated_activation(gate[0], y, activation=gate[1])
 
 
 def _add_terms(y: Float32, bias: Float32 | None, side: tuple[Float32, Float32] | None) -> Float32:
