@@ -6,7 +6,9 @@
 //   p[j]   = exp(max(s[j] - max_j(s[j]), -87))
 //   out[i, h] = sum_j(p[j] * value[j, g]) / sum_j(p[j])
 //
-// A query's result depends on no other query, so it is the same in any batch.
+// A query's result depends on no other query, so it is the same in any batch. With causal, a value that is not finite
+// also spoils the few queries before its key that are computed together with later ones: zero times infinity is no
+// number.
 #pragma once
 
 #include "../core.h"

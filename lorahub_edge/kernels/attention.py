@@ -37,7 +37,8 @@ def attention(
         scaling: of the dot products.
         bias: float32 (n_heads, n_queries, n_keys), or by distance (n_heads, n_queries + n_keys - 1), where entry
             j - i + n_queries - 1 is that of query i and key j; C-contiguous. None for none.
-        causal: whether queries see no later keys. The last query is as late as the last key.
+        causal: whether queries see no later keys. The last query is as late as the last key. A value that is not
+            finite may spoil a few queries before its key too.
         n_threads: CPU threads, at least 1; torch.get_num_threads() if None. The result does not depend on it.
 
     Returns:

@@ -14,8 +14,7 @@ constexpr int kVectors = 4;
 #else
 constexpr int kVectors = 2;
 #endif
-constexpr index_t kRowsAhead = 8;
-constexpr index_t kGroup = kVectors * kLanes;
+constexpr index_t kGroup = kVectors * kLanes;  // of columns
 static_assert(kAttentionColumns % kGroup == 0);
 
 // A matrix [n_rows, columns] as [panel, n_rows, kAttentionColumns]; anything behind its last column.
@@ -129,6 +128,9 @@ void attend_rows(const AttentionArgs& args, const Head& head, index_t first, con
   const Rows out{head.out[first], head.out.stride};
   multiply<R>(scores, n_all, {scratch.values, args.n_keys}, args.head_features, factors, out);
 }
+
+// Keys and values are asked for so many rows before they are packed.
+constexpr index_t kRowsAhead = 8;
 
 // Asks for a head's features of some rows: each is in a page of its own, where the processor's own prefetch does not
 // go.
