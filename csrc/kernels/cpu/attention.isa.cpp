@@ -97,7 +97,7 @@ inline float weigh(float* scores, const float* bias, index_t n, index_t n_all) {
   const Vector largest = broadcast(fold(most, [](float a, float b) { return a > b ? a : b; }));
   Vector weights{};
   for (j = 0; j < n; j += kLanes) {
-    const Vector weight = exponential(at_least(load(scores + j) - largest, -87.0f));
+    const Vector weight = exponential(larger(broadcast(-87.0f), load(scores + j) - largest));
     store(scores + j, weight);
     weights += weight;  // those behind n are below 2^-125, and the sum is at least 1
   }

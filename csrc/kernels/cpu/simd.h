@@ -251,18 +251,7 @@ inline Vector clamp(Vector vector, float limit) {
 #endif
 }
 
-// max(x, least); a NaN stays one.
-inline Vector at_least(Vector vector, float least) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<Vector>(_mm512_max_ps(_mm512_set1_ps(least), reinterpret_cast<__m512>(vector)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Vector>(_mm256_max_ps(_mm256_set1_ps(least), reinterpret_cast<__m256>(vector)));
-#else
-  return vector < least ? broadcast(least) : vector;
-#endif
-}
-
-// Where either is NaN, b.
+// Where either is NaN, b: larger(limit, x) keeps an x that is NaN.
 inline Vector larger(Vector a, Vector b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vector>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
