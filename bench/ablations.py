@@ -25,11 +25,11 @@ from bench.records import RESULTS
 from lorahub_edge.adaptation import FORMS, PRESETS, Objective, PopulationForward, SidePath
 from lorahub_edge.adaptation.objective import ObjectiveForm, mean_token_loss
 from lorahub_edge.adaptation.settings import SearchSettings
-from lorahub_edge.base import Base, load_base
+from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.methods import Fitted, Method, Metrics, Tuning, of_tuning, search
 from lorahub_edge.benchmark.quality import Results, measure
 from lorahub_edge.benchmark.trial import Pool, Protocol, Trial
-from lorahub_edge.modules import LoraModule, ModuleStack, load_modules
+from lorahub_edge.modules import LoraModule, load_modules
 from lorahub_edge.train.loop import batch_loss
 
 BENCH = "ablations"
@@ -90,17 +90,6 @@ def _by_loss(trial: Trial, n: int) -> list[LoraModule]:
     return [trial.pool.modules[k] for k in order[:n]]
 
 
-class _DifferentiablePath(SidePath):
-    """Composes by a product that torch can go back through; composing is linear in c."""
-
-    def __init__(self, base: Base, stack: ModuleStack) -> None:
-        super().__init__(base, stack)
-        self._alone = stack.compose(torch.eye(len(stack.names), dtype=torch.float64))
-
-    def _composed(self, coefficients: torch.Tensor) -> torch.Tensor:
-        return coefficients @ self._alone
-
-
 @dataclass(frozen=True)
 class GradientOnCoefficients:
     """Adam on the coefficients from the uniform mean, through a float32 base; the same objective as edge."""
@@ -119,9 +108,10 @@ class GradientOnCoefficients:
         c = torch.full((n,), 1.0 / n, requires_grad=True)
         optimizer = torch.optim.Adam([c], lr=LEARNING_RATE)
         alpha, bound = PRESETS["edge"].alpha, PRESETS["edge"].bound
-        with _DifferentiablePath(base, stack).installed() as side_path:
+        alone = stack.compose(torch.eye(n, dtype=torch.float64))  # composing is linear in c
+        with SidePath(base, stack).installed() as side_path:
             for _ in range(self.steps):
-                with side_path.active(c[None]):
+                with side_path.active(c[None] @ alone):
                     loss = batch_loss(base.model, base, trial.encoded) + alpha * c.abs().sum()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(mkdir -p "${1:-build/gpu}" && cd "${1:-build/gpu}" && pwd)
 python=${PYTHON:-python3}
 tests="tests/kernels/test_cuda.py tests/kernels/test_cuda_twins.py tests/kernels/test_cuda_inject.py"
+graphs="tests/adaptation/test_graphs.py -k cuda_records"
 failed=0
 
 # step NAME SECONDS COMMAND...: runs it with a limit, keeps its output, notes how it went.
@@ -59,6 +60,7 @@ step gpu 40 "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_
 step build 150 "$python" -m pip install --quiet --no-build-isolation --no-deps --editable . || exit 1
 TAIL=12 step doctor 30 bash -c run_doctor
 TAIL=8 step test 120 "$python" -m pytest -q -rs --noconftest -W default $tests tests/cli/test_doctor.py
+TAIL=20 step graphs 60 "$python" -m pytest -q -rs --noconftest -W default $graphs
 if command -v compute-sanitizer >/dev/null; then
   step memcheck 80 bash -c 'sanitized memcheck "33-33 or misaligned or stack or launch_takes or beside"'
   step racecheck 60 bash -c 'sanitized racecheck "33-257 or misaligned or stack or (groups and 65)"'

@@ -56,7 +56,7 @@ def greedy_answers(
         for place in bases:
             side_path = SidePath(place, stack)
             stack_of.enter_context(side_path.installed())
-            stack_of.enter_context(side_path.active(coefficients[None]))
+            stack_of.enter_context(side_path.active(side_path.prepare(coefficients[None])))
         groups = [order[batch] for batch in batches]
         for rows, texts in zip(groups, lanes.run(map(job_for, groups)), strict=True):
             for row, text in zip(rows, texts, strict=True):

@@ -37,6 +37,10 @@ class Injection:
         """Nothing to prepare."""
         yield self
 
+    def prepare(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Nothing to compose: `active` injects from the stack."""
+        return coefficients
+
     @contextmanager
     def active(self, coefficients: torch.Tensor) -> Iterator[list[ops.InjectReport]]:
         """Compute as one candidate (1, n_modules); yields what became of the delta, per target."""

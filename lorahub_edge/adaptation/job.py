@@ -125,6 +125,7 @@ class Job:
             contenders, single_losses = self._controls(objective)
             with self.stopwatch.stage("search"):
                 result = self._search(objective, "search", self._journal_writer())
+            recordings = objective.recordings()
         del objective  # its composed candidates make room for the test's
         best = result.best
         n_evaluations = f"best of {result.n_evaluations} evaluations"
@@ -151,7 +152,7 @@ class Job:
             single_losses=dict(zip(coefficients, single_losses, strict=True)),
             search=result,
             journal=tuple(self.journal),
-            manifest=self._manifest(result),
+            manifest=self._manifest(result, recordings),
         )
 
     def _objective_on(self, stack: ModuleStack) -> AbstractContextManager[Objective]:
@@ -237,7 +238,7 @@ class Job:
             rows = [replace(row, exact_match=score(row.coefficients)) for row in rows]
         return rows
 
-    def _manifest(self, result: SearchResult[Value]) -> dict[str, Any]:
+    def _manifest(self, result: SearchResult[Value], recordings: list[dict[str, Any]]) -> dict[str, Any]:
         return manifest_of(
             base=self.base,
             modules=self.modules,
@@ -253,6 +254,7 @@ class Job:
                 "resolved_optimizer": result.resolved_optimizer,
                 "evaluations": result.n_evaluations,
                 "interrupted": result.interrupted,
+                "cuda_graphs": recordings,
             },
             timings=self.stopwatch.as_record(),
         )

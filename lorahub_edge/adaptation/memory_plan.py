@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows, n_tokens
+from lorahub_edge.adaptation.graphs import graphs_on
 from lorahub_edge.adaptation.lanes import n_lanes
 from lorahub_edge.base import Base, OpenBase
 from lorahub_edge.base.attention import keeps_pairs
@@ -182,9 +183,9 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
     lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
     groups = bucket_rows(workload.examples, limits, is_seq2seq=base.family.is_seq2seq)
-    search = lanes * max(
-        _call_bytes([workload.examples[row] for row in rows], sizes, layout, limits) for rows in groups
-    )
+    n_kept = 1 if graphs_on(base.device.type, workload.evaluate_by) is None else 2  # a recording, and what is launched
+    calls = ([workload.examples[row] for row in rows] for rows in groups)
+    search = lanes * max(_call_bytes(examples, sizes, layout, limits, n_kept) for examples in calls)
     if workload.evaluate_by == "inject":
         search += sum(t.out_features * t.in_features for t in layout.targets)
     tested = max(tokens_per_call, workload.tested_tokens) if workload.tested_tokens else 0
@@ -192,15 +193,19 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
     return max(search, factors + test) + (factors if base.device.type == "cpu" else 0)
 
 
-def _call_bytes(examples: Sequence[EncodedExample], sizes: _Sizes, layout: StackLayout, limits: CallLimits) -> int:
+def _call_bytes(
+    examples: Sequence[EncodedExample], sizes: _Sizes, layout: StackLayout, limits: CallLimits, n_kept: int
+) -> int:
+    """Of one call, with what is computed from its factors kept n_kept times."""
     n_rows = sum(map(n_tokens, examples))
     n_values = BLOCK * layout.n_blocks
     n_candidates = limits.n_candidates(n_rows, n_values)
-    # composed factors, and B once more without gaps where candidates are several
-    factors = 4 * n_values * n_candidates + (2 * n_values * n_candidates if n_candidates > 1 else 0)
+    factors = 4 * n_values * n_candidates
+    B = 2 * n_values * n_candidates if n_candidates > 1 else 0  # once more, without gaps where candidates are several
     logits = 2 * 4 * sizes.vocab * n_candidates * sum(len(e.target_ids) for e in examples)
     longest = max(map(n_tokens, examples))
-    return factors + logits + n_candidates * n_rows * sizes.activation_bytes + sizes.pair_bytes * longest**2
+    computed = B + logits + n_candidates * n_rows * sizes.activation_bytes + sizes.pair_bytes * longest**2
+    return factors + n_kept * computed
 
 
 @dataclass(frozen=True)

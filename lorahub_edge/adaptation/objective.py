@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +122,10 @@ class Objective:
         if new:
             self._known.update(zip((keys[i] for i in new), self._compute(coefficients[new]), strict=True))
         return [self._known[key] for key in keys]
+
+    def recordings(self) -> list[dict[str, Any]]:
+        """See `PopulationForward.recordings`."""
+        return self._forward.recordings()
 
     def _compute(self, coefficients: Array) -> list[Value]:
         nll = self._forward.negative_log_likelihoods(torch.from_numpy(coefficients)).numpy()

@@ -1,7 +1,7 @@
 """The losses of many candidates, by one of two routes: side paths beside the frozen base, or injection into it.
 
-Examples of one length share a call, so nothing is padded and no mask is needed; calls stay under a token budget, and on
-a CPU run in lanes (lanes.py).
+Examples of one length share a call, so nothing is padded and no mask is needed; calls stay under a token budget, on a
+CPU run in lanes (lanes.py), and on a GPU as CUDA graphs where that is faster (graphs.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import DynamicCache
 
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows
+from lorahub_edge.adaptation.graphs import CallGraphs, CallShape, graphs_on
 from lorahub_edge.adaptation.injection import Injection
 from lorahub_edge.adaptation.lanes import Lanes, bases_for, n_lanes
 from lorahub_edge.adaptation.side_path import SidePath
@@ -30,11 +33,28 @@ ROUTES: dict[str, type[SidePath] | type[Injection]] = {"side": SidePath, "inject
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Examples that go through one call: inputs (b, t), labels (b, t_labels), and their places among all examples."""
+    """Examples that go through one call.
+
+    Attributes:
+        model_inputs: by name, int64 (b, t).
+        labels: int64 (b, t_labels), on the CPU: a look at a GPU's values would make Python wait for it.
+        answers: int64 (n,), the labels that carry loss, one example's after the other's.
+        places: int64 (n,), where they stand among the b * t_labels positions.
+        rows: the examples' places among all.
+    """
 
     model_inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
+    answers: torch.Tensor
+    places: torch.Tensor
     rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model_inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: tuple[int, ...]) -> _Bucket:
+        """The bucket of inputs and labels, on the inputs' device."""
+        device = next(iter(model_inputs.values())).device
+        places = torch.nonzero(labels.flatten() != _IGNORED)[:, 0]
+        return cls(model_inputs, labels, labels.flatten()[places].to(device), places.to(device), rows)
 
     @property
     def n_tokens(self) -> int:
@@ -48,7 +68,7 @@ class _Bucket:
 
     def _part(self, part: slice) -> _Bucket:
         inputs = {name: value[part] for name, value in self.model_inputs.items()}
-        return _Bucket(inputs, self.labels[part], self.rows[part])
+        return _Bucket.of(inputs, self.labels[part], self.rows[part])
 
 
 class PopulationForward:
@@ -74,7 +94,8 @@ class PopulationForward:
     ) -> None:
         tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
         n = n_lanes(base.device.type, tokens, evaluate_by)
-        self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack)) for lane in bases_for(base, n)]
+        self._graphs = graphs_on(base.device.type, evaluate_by)
+        self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack), self._graphs) for lane in bases_for(base, n)]
         self._lanes = Lanes(self._places)
         limits = CallLimits.on(base.device.type, tokens, n_lanes=n)
         self._buckets = _buckets(base, examples, limits)
@@ -92,6 +113,10 @@ class PopulationForward:
                 stack.enter_context(place.route.installed())
             stack.enter_context(self._lanes)
             yield self
+
+    def recordings(self) -> list[dict[str, Any]]:
+        """What became of each shape of call on a GPU, see `CallGraphs.as_record`; empty elsewhere."""
+        return [] if self._graphs is None else self._graphs.as_record()
 
     def negative_log_likelihoods(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Sum over each answer's tokens of -log p(token).
@@ -125,38 +150,60 @@ class _Place:
 
     base: Base
     route: SidePath | Injection
+    graphs: CallGraphs | None
 
     @torch.inference_mode()
     def fill(self, losses: torch.Tensor, coefficients: torch.Tensor, buckets: Sequence[_Bucket]) -> None:
         """Write the buckets' columns of losses (n_candidates, n_examples)."""
-        with self.route.active(coefficients):
-            for bucket in buckets:
-                losses[:, list(bucket.rows)] = self._bucket_losses(bucket, len(coefficients))
+        prepared = self.route.prepare(coefficients)
+
+        def compute() -> torch.Tensor:
+            with self.route.active(prepared):
+                return torch.cat([self._bucket_losses(bucket, len(coefficients)) for bucket in buckets], dim=1)
+
+        columns = [row for bucket in buckets for row in bucket.rows]
+        if self.graphs is None:
+            losses[:, columns] = compute().cpu()
+        else:
+            shape = CallShape(len(coefficients), tuple(columns), prepared.data_ptr())
+            losses[:, columns] = self.graphs.run(shape, compute)
 
     def _bucket_losses(self, bucket: _Bucket, n_candidates: int) -> torch.Tensor:
         """float64 (n_candidates, b): candidate c owns rows c*b ... c*b + b - 1 of the batch."""
         inputs = {k: v.repeat(n_candidates, 1) for k, v in bucket.model_inputs.items()}
-        labels = bucket.labels.repeat(n_candidates, 1)
         if not self.base.family.is_seq2seq:
-            inputs["logits_to_keep"] = labels.shape[1]  # type: ignore[assignment]
-        counts = labels != _IGNORED
-        with self._head_at(counts):
-            logits = self.base.model(**inputs, use_cache=False).logits
-        losses = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
-        losses[counts] = functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels[counts], reduction="none"
-        ).double()
-        return losses.view(n_candidates, -1, labels.shape[1]).sum(dim=2).cpu()
+            inputs |= {"logits_to_keep": bucket.labels.shape[1], "past_key_values": _NothingKept()}  # type: ignore[dict-item]
+        n_labels = bucket.labels.numel()
+        starts = torch.arange(0, n_candidates * n_labels, n_labels, device=bucket.places.device)
+        places = (starts[:, None] + bucket.places).flatten()
+        with self._head_at(places):
+            logits = self.base.model(**inputs, use_cache=False).logits[0]
+        losses = torch.zeros(n_candidates * n_labels, dtype=torch.float64, device=places.device)
+        answers = bucket.answers.repeat(n_candidates)
+        losses[places] = functional.cross_entropy(logits.float(), answers, reduction="none").double()
+        return losses.view(n_candidates, *bucket.labels.shape).sum(dim=2)
 
     @contextmanager
-    def _head_at(self, positions: torch.Tensor) -> Iterator[None]:
-        """Let the output layer see only some positions, bool (rows, t): its logits are the largest tensor of all."""
+    def _head_at(self, places: torch.Tensor) -> Iterator[None]:
+        """Let the output layer see only these of all positions, int64 (n,): its logits are the largest tensor."""
         head = self.base.model.get_submodule(self.base.family.head)
-        handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions][None],))
+        handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[places][None],))
         try:
             yield
         finally:
             handle.remove()
+
+
+class _NothingKept(DynamicCache):
+    """A cache in name only: without one a decoder-only model asks its device whether rows hold several sequences.
+
+    For the answer Python would wait for a GPU, and while that records, transformers takes them for several.
+    """
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
 
 
 def _buckets(base: Base, examples: Sequence[EncodedExample], limits: CallLimits) -> list[_Bucket]:
@@ -178,11 +225,11 @@ def _seq2seq_bucket(base: Base, examples: Sequence[EncodedExample], rows: tuple[
         decoder_input_ids[row, 1 : len(target)] = target[:-1]
     input_ids = torch.tensor([e.input_ids for e in examples])
     inputs = {"input_ids": input_ids.to(base.device), "decoder_input_ids": decoder_input_ids.to(base.device)}
-    return _Bucket(inputs, labels.to(base.device), rows)
+    return _Bucket.of(inputs, labels, rows)
 
 
 def _causal_bucket(base: Base, examples: Sequence[EncodedExample], rows: tuple[int, ...]) -> _Bucket:
     """The last target token is only predicted, never read; the positions before the targets predict them."""
     input_ids = torch.tensor([e.input_ids + e.target_ids[:-1] for e in examples])
     labels = torch.tensor([e.target_ids for e in examples])
-    return _Bucket({"input_ids": input_ids.to(base.device)}, labels.to(base.device), rows)
+    return _Bucket.of({"input_ids": input_ids.to(base.device)}, labels, rows)

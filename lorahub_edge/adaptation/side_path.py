@@ -45,10 +45,22 @@ class SidePath:
             for handle in handles:
                 handle.remove()
 
+    def prepare(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The factors of these candidates (n_candidates, n_modules), in memory that the next call uses again.
+
+        Fresh pages cost as much as composing, and what a CUDA graph reads has to stay in its place.
+        """
+        n_candidates = len(coefficients)
+        if self._room is None or len(self._room) < n_candidates:
+            shape = (n_candidates, self._stack.n_values)
+            device = self._stack.values.device
+            on_cpu = device.type == "cpu"
+            self._room = memory.zeros(shape, torch.float32) if on_cpu else torch.empty(shape, device=device)
+        return self._stack.compose(coefficients, out=self._room[:n_candidates])
+
     @contextmanager
-    def active(self, coefficients: torch.Tensor) -> Iterator[None]:
-        """Compute as these candidates (n_candidates, n_modules): each owns as many rows of every input, in order."""
-        composed = self._composed(coefficients)
+    def active(self, composed: torch.Tensor) -> Iterator[None]:
+        """Compute as the candidates that `prepare` composed: each owns as many rows of every input, in order."""
         for i, (target, layer) in enumerate(zip(self._targets, self._layers, strict=True)):
             A_t = target.A(composed).to(self._dtype).transpose(1, 2)
             self._factors[i] = SideFactors(A_t, target.B(composed).contiguous(), target.scaling)
@@ -72,16 +84,6 @@ class SidePath:
             return torch.baddbmm(y, side.inner(inputs[0]), side.B.mT.to(y.dtype)).view(output.shape)
 
         return add_delta
-
-    def _composed(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The candidates' factors, in memory that the next call uses again: fresh pages cost as much as composing."""
-        n_candidates = len(coefficients)
-        if self._room is None or len(self._room) < n_candidates:
-            shape = (n_candidates, self._stack.n_values)
-            device = self._stack.values.device
-            on_cpu = device.type == "cpu"
-            self._room = memory.zeros(shape, torch.float32) if on_cpu else torch.empty(shape, device=device)
-        return self._stack.compose(coefficients, out=self._room[:n_candidates])
 
 
 def _compute_dtype(base: Base) -> torch.dtype:

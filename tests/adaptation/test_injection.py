@@ -54,7 +54,7 @@ def test_both_routes_agree_within_the_rounding_that_inject_reports(parts, dtype)
 def losses_with_noise(base, stack, encoded, c, seed):
     rng = torch.Generator().manual_seed(seed)
     route = Injection(base, stack)
-    with route.active(c[None]) as reports:
+    with route.active(route.prepare(c[None])) as reports:
         errors = [report.error for report in reports]
     handles = []
     module = stack.composed_module(c, "composed")

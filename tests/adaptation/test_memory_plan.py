@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lorahub_edge
-from lorahub_edge.adaptation import MemoryExceeded, choose_plan
+from lorahub_edge.adaptation import MemoryExceeded, choose_plan, memory_plan
 from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use, memory_errors
 from lorahub_edge.base import load_base, open_base
@@ -72,6 +72,21 @@ def test_room_is_left_for_the_composed_module(bases, module_folders, monkeypatch
     plan = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], tiny.ROWS, device="cpu", stack_dtype="fp32")[0]
     stack = ModuleStack.build(find_modules(module_folders["t5"]), load_base(str(bases["t5"]), device="cpu"))
     assert plan.workspace_bytes == 10**9 + 4 * stack.n_values
+
+
+def test_room_is_left_for_recordings_of_calls(bases, module_folders, monkeypatch):
+    """What a CUDA graph computes stays in its place, beside what the next call computes; the factors are there once."""
+
+    def workspace(n_kept):
+        monkeypatch.setattr(memory_plan, "graphs_on", lambda *_: object() if n_kept == 2 else None)
+        monkeypatch.setattr(memory_plan, "_call_bytes", lambda *of: call_bytes(*of[:-1], n_kept and of[-1]))
+        rows = [{"input": "a b c " * 30, "target": "a"}] * 5
+        return lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], rows, device="cpu")[0].workspace_bytes
+
+    call_bytes = memory_plan._call_bytes
+    factors, launched, recorded = map(workspace, (0, 1, 2))
+    assert factors < launched
+    assert recorded - launched == launched - factors
 
 
 def test_nothing_is_planned_per_pair_of_tokens_where_our_attention_computes(bases, module_folders, monkeypatch):

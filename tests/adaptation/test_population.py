@@ -116,9 +116,9 @@ def test_all_zero_coefficients_are_the_base_bit_for_bit_and_the_base_stays_untou
         expected = base.model(**inputs).logits
         path = SidePath(base, stack)
         with path.installed():
-            with path.active(torch.zeros(1, 4)):
+            with path.active(path.prepare(torch.zeros(1, 4))):
                 assert torch.equal(base.model(**inputs).logits, expected)
-            with path.active(torch.ones(1, 4)):
+            with path.active(path.prepare(torch.ones(1, 4))):
                 assert not torch.equal(base.model(**inputs).logits, expected)
         assert torch.equal(base.model(**inputs).logits, expected)
     assert all(torch.equal(b, before[n]) for n, b in base.model.named_buffers())

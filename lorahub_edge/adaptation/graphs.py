@@ -1,0 +1,184 @@
+"""CUDA graphs: calls of a shape that comes again are recorded once and replayed, where that is faster.
+
+A layer is a dozen small kernels on a GPU, and Python needs longer to launch them than a fast one to compute a call of
+few tokens. A recording launches all of them at once. For which base, examples and GPU that pays, nothing says before,
+so every shape has to show it: its second call is also recorded (the first has set up what cannot be recorded), its
+third computed both ways. The recording stays if it gives the same bits in less time. `as_record` tells what became of
+each shape.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorahub_edge.errors import InvalidInput, first_line
+
+_SWITCH = "LORAHUB_EDGE_CUDA_GRAPHS"
+
+_RECORDED_AT, _TRIED_AT = 2, 3  # the how many-th call of a shape
+
+Compute = Callable[[], torch.Tensor]
+
+# Records what a computation launches, without computing; what it returns replays that into one and the same tensor.
+Record = Callable[[Compute], Compute]
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """What has to be the same for a recording to hold.
+
+    Attributes:
+        n_candidates: of the call.
+        rows: of the examples.
+        factors_at: address of the composed factors, the one input that changes.
+    """
+
+    n_candidates: int
+    rows: tuple[int, ...]
+    factors_at: int
+
+
+@dataclass
+class _Shape:
+    """What is known of one shape of call.
+
+    Attributes:
+        n_calls: so far.
+        replay: its recording, if there is one.
+        launched_s, replayed_s: seconds of one call either way, as the trial measured them.
+        refused: why there is no recording, after an attempt.
+    """
+
+    n_calls: int = 0
+    replay: Compute | None = None
+    launched_s: float | None = None
+    replayed_s: float | None = None
+    refused: str | None = None
+
+    def refuse(self, reason: str) -> None:
+        self.replay, self.refused = None, reason
+
+
+class CallGraphs:
+    """Computes calls, and knows for which shapes there is a recording.
+
+    Args:
+        record: on CUDA `CudaRecorder()`.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._shapes: dict[CallShape, _Shape] = {}
+
+    def run(self, shape: CallShape, compute: Compute) -> torch.Tensor:
+        """What `compute` returns, on the CPU, by its recording or by itself.
+
+        Args:
+            shape: equal for calls that differ in nothing but the values of tensors that stay in their places.
+            compute: does all of its work on the GPU, and never waits for it.
+        """
+        known = self._shapes.setdefault(shape, _Shape())
+        known.n_calls += 1
+        try:
+            return self._run(known, compute)
+        except torch.OutOfMemoryError:
+            if not self._give_back():
+                raise
+        return compute().cpu()
+
+    def _run(self, known: _Shape, compute: Compute) -> torch.Tensor:
+        if known.replay is not None:
+            return _try(known, known.replay, compute) if known.n_calls == _TRIED_AT else known.replay().cpu()
+        result = compute().cpu()
+        if known.n_calls == _RECORDED_AT:
+            try:
+                known.replay = self._record(compute)
+            except RuntimeError as error:  # torch's, for what a GPU cannot record, or for too little memory
+                known.refuse(f"cannot be recorded: {first_line(error)}")
+        return result
+
+    def _give_back(self) -> bool:
+        """Drop all recordings, which keep their memory; whether there were any."""
+        recorded = [known for known in self._shapes.values() if known.replay is not None]
+        for known in recorded:
+            known.refuse("its memory was needed")
+        return bool(recorded)
+
+    def as_record(self) -> list[dict[str, Any]]:
+        """For the manifest, a shape each: candidates, examples, calls, seconds either way, and what became of it."""
+        return [
+            {
+                "candidates": shape.n_candidates,
+                "examples": len(shape.rows),
+                "calls": known.n_calls,
+                "replayed": known.n_calls > _TRIED_AT and known.replay is not None,
+                "launched_s": known.launched_s,
+                "replayed_s": known.replayed_s,
+                "refused": known.refused,
+            }
+            for shape, known in self._shapes.items()
+        ]
+
+
+def _try(known: _Shape, replay: Compute, compute: Compute) -> torch.Tensor:
+    """Compute one call both ways; keep the recording only if it is right and faster."""
+    known.launched_s, expected = _timed(compute)
+    known.replayed_s, result = _timed(replay)
+    if not torch.equal(result, expected):
+        known.refuse(f"its replay differs by up to {float((result - expected).abs().max()):.3g}")
+    elif known.replayed_s >= known.launched_s:
+        known.refuse("its replay is not faster")
+    return expected
+
+
+def _timed(compute: Compute) -> tuple[float, torch.Tensor]:
+    _wait_for_gpu()
+    started = time.perf_counter()
+    result = compute().cpu()
+    return time.perf_counter() - started, result
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class CudaRecorder:
+    """Records into CUDA graphs that share one pool of memory: results are read before another is replayed."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, compute: Compute) -> Compute:
+        """Record what `compute` launches."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = compute()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def graphs_on(device: str, evaluate_by: str = "side") -> CallGraphs | None:
+    """What records calls on CUDA; None elsewhere, where the environment turns it off, and for route "inject".
+
+    That one's kernels report on every layer to Python, which a recording cannot.
+
+    Raises:
+        InvalidInput: LORAHUB_EDGE_CUDA_GRAPHS is neither "off" nor empty.
+    """
+    choice = os.environ.get(_SWITCH, "")
+    if choice not in ("", "off"):
+        raise InvalidInput(f"{_SWITCH}: expected 'off' or nothing, received {choice!r}")
+    return CallGraphs(CudaRecorder()) if (device, evaluate_by, choice) == ("cuda", "side", "") else None
