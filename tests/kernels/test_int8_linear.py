@@ -95,6 +95,21 @@ def test_few_rows(out_features: int, in_features: int) -> None:
         assert_same_bytes(few.output(), many.output()[:n_rows])
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("out_features", [512, 520, 515])
+def test_large_outputs(out_features: int, n_threads: int) -> None:
+    """Above a megabyte, in whole cache lines or not: each row as if it were computed with a few others."""
+    layer = layer_of(600, out_features, 12, rank=3, n_groups=2, bias=True)
+    assert layer.output().nbytes > 1 << 20
+    for dtype in DTYPES:
+        y = layer.output(dtype=dtype, n_threads=n_threads)
+        for first in range(0, 600, 60):
+            rows, group = slice(first, first + 60), first // 300
+            side = ops.SidePath(layer.side.inner[rows], layer.side.B[group : group + 1])
+            part = replace(layer, x=layer.x[rows], x_scale=layer.x_scale[rows], side=side)
+            assert_same_bytes(y[rows], part.output(dtype=dtype))
+
+
 @pytest.mark.parametrize(("in_features", "n_blocks"), [(8, 2), (64, 16), (128, 2), (192, 3), (260, 5), (2816, 44)])
 def test_blocks_have_their_own_scales(in_features: int, n_blocks: int) -> None:
     for n_rows, out_features in ((1, 64), (7, 65), (50, 130)):

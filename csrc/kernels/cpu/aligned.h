@@ -1,13 +1,22 @@
-// Working memory of one thread.
+// Memory in whole cache lines.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "../../core.h"
 
 namespace lorahub_edge::cpu {
 
-// Room for n values from a cache line's beginning on.
+constexpr std::size_t kCacheLine = 64;
+
+// Whether rows of so many bytes each fill whole lines, as what is written past the caches must.
+inline bool fills_lines(const void* rows, index_t row_bytes) {
+  return reinterpret_cast<std::uintptr_t>(rows) % kCacheLine == 0 &&
+         static_cast<std::size_t>(row_bytes) % kCacheLine == 0;
+}
+
+// Working memory of one thread: room for n values from a cache line's beginning on.
 template <typename T>
 class Aligned {
  public:
@@ -20,8 +29,6 @@ class Aligned {
   }
 
  private:
-  static constexpr std::size_t kCacheLine = 64;
-
   std::size_t space_;
   std::unique_ptr<char[]> room_;
 };

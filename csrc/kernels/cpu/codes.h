@@ -87,6 +87,15 @@ inline void pack_square(const std::int8_t* w, index_t stride, index_t n_rows, in
   }
 }
 
+inline std::int32_t sum_codes(const std::int8_t* codes, index_t n) {
+  __m512i sums = _mm512_setzero_si512();
+  for (index_t i = 0; i < n; i += 64) {
+    const __mmask64 mask = n - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - i)) - 1;
+    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_maskz_loadu_epi8(mask, codes + i));
+  }
+  return _mm512_reduce_add_epi32(sums);
+}
+
 // The panel's rows of the weight, from first_row of out_features on. What is behind the last row or feature does not
 // matter: nobody reads those columns, and x is zero there.
 inline void pack_panel(const std::int8_t* w, index_t first_row, index_t out_features, index_t n, std::uint8_t* panel) {
@@ -99,6 +108,12 @@ inline void pack_panel(const std::int8_t* w, index_t first_row, index_t out_feat
   }
 }
 #else
+inline std::int32_t sum_codes(const std::int8_t* codes, index_t n) {
+  std::int32_t sum = 0;
+  for (index_t i = 0; i < n; ++i) sum += codes[i];
+  return sum;
+}
+
 inline void pack_panel(const std::int8_t* w, index_t first_row, index_t out_features, index_t n, std::uint8_t* panel) {
   const index_t n_rows = smaller(kOutputColumns, out_features - first_row);
   for (index_t i = 0; i < n; i += 4, panel += kPanelBytes) {
@@ -109,12 +124,6 @@ inline void pack_panel(const std::int8_t* w, index_t first_row, index_t out_feat
   }
 }
 #endif
-
-inline std::int32_t sum_codes(const std::int8_t* codes, index_t n) {
-  std::int32_t sum = 0;
-  for (index_t i = 0; i < n; ++i) sum += codes[i];
-  return sum;
-}
 
 }  // namespace
 }  // namespace lorahub_edge::cpu

@@ -6,6 +6,7 @@
 
 #include "../../dispatch.h"
 #include "../../parallel.h"
+#include "aligned.h"
 #include "isa_kernels.h"
 
 namespace lorahub_edge::cpu {
@@ -16,8 +17,6 @@ constexpr index_t kMinWorkPerThread = index_t{1} << 20;
 
 // Outputs above this do not stay in a core's caches, so they are written past them.
 constexpr index_t kStreamBytes = index_t{4} << 20;
-
-constexpr std::uintptr_t kStreamAlignment = 64;
 
 std::vector<float> transposed(const ComposeFactorsArgs& args) {
   std::vector<float> by_module(static_cast<std::size_t>(args.n_modules * args.n_candidates + kMostLanes));
@@ -32,9 +31,7 @@ std::vector<float> transposed(const ComposeFactorsArgs& args) {
 // Blocks that keep the alignment keep it in every row too.
 bool may_stream(const ComposeFactorsArgs& args) {
   const index_t block_bytes = args.block * static_cast<index_t>(sizeof(float));
-  const bool is_aligned =
-      reinterpret_cast<std::uintptr_t>(args.out) % kStreamAlignment == 0 && block_bytes % kStreamAlignment == 0;
-  return is_aligned && args.n_blocks * block_bytes * args.n_candidates >= kStreamBytes;
+  return fills_lines(args.out, block_bytes) && args.n_blocks * block_bytes * args.n_candidates >= kStreamBytes;
 }
 
 }  // namespace

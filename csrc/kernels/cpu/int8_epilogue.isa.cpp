@@ -15,7 +15,7 @@ constexpr index_t kBlockRows = 16;
 Tile<std::int32_t> tile_of(const Int8EpilogueArgs& args, index_t row, index_t column, const float* B_turned) {
   const std::int32_t* products = args.product + row * args.out_features + column;
   const index_t n_columns = smaller(kOutputColumns, args.out_features - column);
-  return {products, args.out_features, row, column, n_columns, B_turned + column * args.rank};
+  return {products, args.out_features, row, column, n_columns, B_turned + column * args.rank, false};
 }
 
 void turn_all_B(const Int8EpilogueArgs& args, index_t group, float* turned) {

@@ -15,6 +15,16 @@ namespace {
 // Multiply-adds of codes that take some ten microseconds: below this waking a thread costs more than it saves.
 constexpr index_t kMinWorkPerThread = index_t{1} << 21;
 
+// Outputs above this do not stay in a second-level cache, and would push out of it what is multiplied next. With a gate
+// their lines are there already.
+constexpr index_t kStreamBytes = index_t{1} << 20;
+
+bool may_stream(const Int8LinearArgs& args) {
+  const index_t row_bytes = args.out_features * static_cast<index_t>(sizeof(float));
+  const bool is_large = args.n_rows * row_bytes >= kStreamBytes;
+  return is_large && args.gate == nullptr && args.out_dtype == DType::float32 && fills_lines(args.out, row_bytes);
+}
+
 }  // namespace
 
 void int8_linear(const Int8LinearArgs& args, Where where) {
@@ -29,7 +39,7 @@ void int8_linear(const Int8LinearArgs& args, Where where) {
       Aligned<std::int32_t> products(kLinearRows * kOutputColumns);
       std::vector<std::int32_t> x_sums(static_cast<std::size_t>(args.n_rows * args.n_blocks));
       std::vector<float> B_turned(static_cast<std::size_t>(args.rank * kOutputColumns));
-      const LinearScratch scratch{panel.data(), x_sums.data(), products.data(), B_turned.data()};
+      const LinearScratch scratch{panel.data(), x_sums.data(), products.data(), B_turned.data(), may_stream(args)};
       on_active_isa([&](auto isa) { decltype(isa)::template linear_panels<T>(args, first, last, scratch); });
     });
   });

@@ -22,69 +22,73 @@ constexpr int kDotVectors = 2;
 #endif
 static_assert(kLinearRows % kDotRows == 0 && kTileVectors % kDotVectors == 0);
 
-template <int R>
-using Sums = Ints[R][kDotVectors];
+template <int R, int V>
+using Sums = Ints[R][V];
 
-// sums += dot products of R rows of x with the panel's columns over features i to i + 4; kPart: over the first n of
-// them. panel: at the first of the columns.
-template <int R, bool kPart>
+// sums += dot products of R rows of x with V vectors of the panel's columns over features i to i + 4; kPart: over the
+// first n of them. panel: at the first of the columns.
+template <int R, int V, bool kPart>
 inline void add_features(const Int8LinearArgs& args, index_t row, index_t i, index_t n, const std::uint8_t* panel,
-                         Sums<R>& sums) {
-  Ints w[kDotVectors];
+                         Sums<R, V>& sums) {
+  Ints w[V];
 #pragma GCC unroll 4
-  for (int v = 0; v < kDotVectors; ++v) {
-    std::memcpy(&w[v], panel + i / 4 * kPanelBytes + v * kVectorBytes, sizeof(Ints));
-  }
+  for (int v = 0; v < V; ++v) std::memcpy(&w[v], panel + i / 4 * kPanelBytes + v * kVectorBytes, sizeof(Ints));
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
     const Ints x = broadcast_codes<kPart>(args.x + (row + r) * args.in_features + i, n);
 #pragma GCC unroll 4
-    for (int v = 0; v < kDotVectors; ++v) sums[r][v] = add_dots(sums[r][v], w[v], x);
+    for (int v = 0; v < V; ++v) sums[r][v] = add_dots(sums[r][v], w[v], x);
   }
 }
 
-// sums = dot products of R rows of x with the panel's columns, over block b.
-template <int R>
+// sums = dot products of R rows of x with V vectors of the panel's columns, over block b.
+template <int R, int V>
 inline void dot_rows(const Int8LinearArgs& args, index_t b, index_t row, const std::uint8_t* panel,
-                     const std::int32_t* x_sums, Sums<R>& sums) {
+                     const std::int32_t* x_sums, Sums<R, V>& sums) {
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
     const std::int32_t start = -kPanelOffset * x_sums[(row + r) * args.n_blocks + b];
 #pragma GCC unroll 4
-    for (int v = 0; v < kDotVectors; ++v) sums[r][v] = start - Ints{};
+    for (int v = 0; v < V; ++v) sums[r][v] = start - Ints{};
   }
   const index_t block_features = args.in_features / args.n_blocks;
   const index_t last = (b + 1) * block_features;
   index_t i = b * block_features;
-  for (; i + 4 <= last; i += 4) add_features<R, false>(args, row, i, 4, panel, sums);
-  if (i < last) add_features<R, true>(args, row, i, last - i, panel, sums);
+  for (; i + 4 <= last; i += 4) add_features<R, V, false>(args, row, i, 4, panel, sums);
+  if (i < last) add_features<R, V, true>(args, row, i, last - i, panel, sums);
 }
 
-inline void keep(std::int32_t* products, Ints sums, float, bool) {
-  std::memcpy(products, &sums, sizeof(sums));
-}
-
-// With blocks the scales of the inputs are in the products.
-inline void keep(float* products, Ints sums, float x_scale, bool is_first) {
-  const Vector before = is_first ? Vector{} : load(products);
-  store(products, multiply_add(__builtin_convertvector(sums, Vector), broadcast(x_scale), before));
-}
-
-// Products of R rows with a panel, all blocks of them.
-template <int R, typename P>
-inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearScratch& scratch, P* products) {
+// Products of R rows with a panel.
+template <int R>
+inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearScratch& scratch,
+                         std::int32_t* products) {
   for (int at = 0; at < kTileVectors; at += kDotVectors) {
+    Sums<R, kDotVectors> sums;
+    dot_rows<R, kDotVectors>(args, 0, row, scratch.panel + at * kVectorBytes, scratch.x_sums, sums);
+    for (int r = 0; r < R; ++r) std::memcpy(products + r * kOutputColumns + at * kLanes, sums[r], sizeof(sums[r]));
+  }
+}
+
+// The same with blocks, whose sums are scaled and added up while they are in registers.
+template <int R>
+inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearScratch& scratch, float* products) {
+  constexpr int V = kDotVectors / 2;
+  for (int at = 0; at < kTileVectors; at += V) {
+    Vector totals[R][V] = {};
     for (index_t b = 0; b < args.n_blocks; ++b) {
-      Sums<R> sums;
-      dot_rows<R>(args, b, row, scratch.panel + at * kVectorBytes, scratch.x_sums, sums);
+      Sums<R, V> sums;
+      dot_rows<R, V>(args, b, row, scratch.panel + at * kVectorBytes, scratch.x_sums, sums);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
-        const float x_scale = args.x_scale[(row + r) * args.n_blocks + b];
+        const Vector x_scale = broadcast(args.x_scale[(row + r) * args.n_blocks + b]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kDotVectors; ++v) {
-          keep(products + r * kOutputColumns + (at + v) * kLanes, sums[r][v], x_scale, b == 0);
+        for (int v = 0; v < V; ++v) {
+          totals[r][v] = multiply_add(__builtin_convertvector(sums[r][v], Vector), x_scale, totals[r][v]);
         }
       }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) store(products + r * kOutputColumns + (at + v) * kLanes, totals[r][v]);
     }
   }
 }
@@ -95,7 +99,8 @@ void output_groups(const Int8LinearArgs& args, Tile<P> tile, index_t last_row, f
   for (index_t row = tile.first_row; row < last_row;) {
     const index_t group = row / args.rows_per_group;
     const index_t end = smaller(last_row, (group + 1) * args.rows_per_group);
-    if (args.side != nullptr) turn_B(args, group, tile.first_column, tile.n_columns, B_turned);
+    const bool is_first = row % args.rows_per_group == 0;  // later tiles find B as it is
+    if (args.side != nullptr && is_first) turn_B(args, group, tile.first_column, tile.n_columns, B_turned);
     output_tile<T>(args, tile, row, end);
     row = end;
   }
@@ -123,7 +128,7 @@ void linear_panel(const Int8LinearArgs& args, index_t column, const LinearScratc
       product_rows<kDotRows>(args, row, scratch, products + (row - first) * kOutputColumns);
     }
     for (; row < last; ++row) product_rows<1>(args, row, scratch, products + (row - first) * kOutputColumns);
-    const Tile<P> tile{products, kOutputColumns, first, column, n_columns, scratch.B_turned};
+    const Tile<P> tile{products, kOutputColumns, first, column, n_columns, scratch.B_turned, scratch.stream};
     output_groups<T>(args, tile, last, scratch.B_turned);
   }
 }
@@ -133,7 +138,7 @@ void few_rows_panel(const Int8LinearArgs& args, index_t column, const LinearScra
   std::int32_t* products = static_cast<std::int32_t*>(scratch.products);
   product_few(args, column, scratch.x_sums, products);
   const index_t n_columns = smaller(kOutputColumns, args.out_features - column);
-  const Tile<std::int32_t> tile{products, kOutputColumns, 0, column, n_columns, scratch.B_turned};
+  const Tile<std::int32_t> tile{products, kOutputColumns, 0, column, n_columns, scratch.B_turned, false};
   output_groups<T>(args, tile, args.n_rows, scratch.B_turned);
 }
 
@@ -160,6 +165,7 @@ void IsaKernels<kIsa>::linear_panels(const Int8LinearArgs& args, index_t first_p
       linear_panel<T, float>(args, column, scratch);
     }
   }
+  if (scratch.stream) finish_streams();
 }
 
 template void IsaKernels<kIsa>::linear_panels<float>(const Int8LinearArgs&, index_t, index_t, const LinearScratch&);

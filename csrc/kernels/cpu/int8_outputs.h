@@ -3,6 +3,8 @@
 // Some rows at a time are scaled, get their side path while they are in registers, and are written once.
 #pragma once
 
+#include <type_traits>
+
 #include "gates.h"
 #include "isa_kernels.h"
 
@@ -29,6 +31,7 @@ struct Tile {
   index_t first_column;
   index_t n_columns;
   const float* B_turned;  // [rank, kOutputColumns] of the rows' group, anything behind n_columns
+  bool stream;            // write past the caches: float32 without a gate, in whole lines
 };
 
 // B[o, k] of one group and a tile's columns as [k, column of the tile].
@@ -86,6 +89,12 @@ inline void output_vectors(const Int8Outputs& args, const Tile<P>& tile, index_t
     if constexpr (kGated) {
       const T* gate = static_cast<const T*>(args.gate) + (row + r) * args.out_features + column;
       for (int v = 0; v < V; ++v) y[r][v] = gated_by(args, load_columns<kPart>(gate + v * kLanes, n), y[r][v]);
+    }
+    if constexpr (!kPart && !kGated && std::is_same_v<T, float>) {
+      if (tile.stream) {
+        for (int v = 0; v < V; ++v) stream(out + v * kLanes, y[r][v]);
+        continue;
+      }
     }
     for (int v = 0; v < V; ++v) store_columns<kPart>(out + v * kLanes, y[r][v], n);
   }

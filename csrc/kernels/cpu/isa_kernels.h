@@ -37,6 +37,7 @@ struct LinearScratch {
   std::int32_t* x_sums;  // [n_rows, blocks], of the codes
   void* products;        // [kLinearRows, kOutputColumns] of 4 bytes each, aligned to a cache line
   float* B_turned;       // [rank, kOutputColumns]
+  bool stream;           // see Tile
 };
 
 // Queries that attention takes through its keys together, and columns of its panels.
