@@ -20,7 +20,9 @@ constexpr int kDotVectors = 2;
 constexpr int kDotRows = 2;
 constexpr int kDotVectors = 2;
 #endif
-static_assert(kLinearRows % kDotRows == 0 && kTileVectors % kDotVectors == 0);
+// Vectors of columns with blocks, whose totals are in registers beside the sums.
+constexpr int kBlockVectors = 2;
+static_assert(kLinearRows % kDotRows == 0 && kTileVectors % kDotVectors == 0 && kTileVectors % kBlockVectors == 0);
 
 template <int R, int V>
 using Sums = Ints[R][V];
@@ -72,7 +74,7 @@ inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearSc
 // The same with blocks, whose sums are scaled and added up while they are in registers.
 template <int R>
 inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearScratch& scratch, float* products) {
-  constexpr int V = kDotVectors / 2;
+  constexpr int V = kBlockVectors;
   for (int at = 0; at < kTileVectors; at += V) {
     Vector totals[R][V] = {};
     for (index_t b = 0; b < args.n_blocks; ++b) {
