@@ -44,6 +44,12 @@ class Stopwatch:
         return {f"{name}_s": round(s, 3) for name, s in [*self.seconds.items(), ("total", self.total_s())]}
 
 
+def wait_for_gpu() -> None:
+    """Return when all that was launched is computed, so that a clock may be read; at once without a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def peak_memory() -> dict[str, int]:
     """Peak memory of this process in bytes, as far as the system tells.
 

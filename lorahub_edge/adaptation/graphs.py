@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from lorahub_edge.errors import InvalidInput, first_line
+from lorahub_edge.measure import wait_for_gpu
 
 _SWITCH = "LORAHUB_EDGE_CUDA_GRAPHS"
 
@@ -138,15 +139,10 @@ def _try(known: _Shape, replay: Compute, compute: Compute) -> torch.Tensor:
 
 
 def _timed(compute: Compute) -> tuple[float, torch.Tensor]:
-    _wait_for_gpu()
+    wait_for_gpu()
     started = time.perf_counter()
     result = compute().cpu()
     return time.perf_counter() - started, result
-
-
-def _wait_for_gpu() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class CudaRecorder:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lorahub_edge.measure import peak_memory
+from lorahub_edge.measure import peak_memory, wait_for_gpu
 
 _CLEAR_PEAK = "5"  # Linux: starts VmHWM anew (proc(5), clear_refs)
 
@@ -40,8 +40,7 @@ def measured() -> Iterator[Usage]:
     has_mark = _start_peak_anew()
     wall, cpu = time.perf_counter(), time.process_time()
     yield usage
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_gpu()
     usage.seconds = round(time.perf_counter() - wall, 4)
     usage.cpu_seconds = round(time.process_time() - cpu, 4)
     peaks = peak_memory()
@@ -50,8 +49,8 @@ def measured() -> Iterator[Usage]:
 
 
 def _start_peak_anew() -> bool:
+    wait_for_gpu()
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)

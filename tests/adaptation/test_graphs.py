@@ -162,7 +162,7 @@ def test_route_inject_is_never_recorded(bases, module_folders, monkeypatch):
 
 
 class StaysThere(TorchDispatchMode):
-    """Fails on what a CUDA graph cannot hold: tensors of the CPU with more than a number, and looks at values."""
+    """Fails on what a CUDA graph cannot hold: tensors of the CPU; a look at a value fails by itself."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
