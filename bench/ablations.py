@@ -109,14 +109,14 @@ class GradientOnCoefficients:
         optimizer = torch.optim.Adam([c], lr=LEARNING_RATE)
         alpha, bound = PRESETS["edge"].alpha, PRESETS["edge"].bound
         alone = stack.compose(torch.eye(n, dtype=torch.float64))  # composing is linear in c
-        with SidePath(base, stack).installed() as side_path:
-            for _ in range(self.steps):
-                with side_path.active(c[None] @ alone):
-                    loss = batch_loss(base.model, base, trial.encoded) + alpha * c.abs().sum()
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                c.data.clamp_(-bound, bound)
+        side_path = SidePath(base, stack)
+        for _ in range(self.steps):
+            with side_path.active(c[None] @ alone):
+                loss = batch_loss(base.model, base, trial.encoded) + alpha * c.abs().sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            c.data.clamp_(-bound, bound)
         found = c.detach().double().numpy()
         yield Fitted(trial.model(found), f"{self.steps} steps of Adam", self.steps, found)
 

@@ -95,7 +95,7 @@ def _run(make: Make, trial: Trial, budget: int) -> list[Evaluated[Value]]:
     journal: list[Evaluated[Value]] = []
     with objective_on(trial.pool.base, trial.pool.stack, trial.encoded, settings) as objective:
         searcher = make(len(trial.pool.modules), settings.bound, budget, trial.seed)
-        run_search(objective, searcher, budget, journal.append)
+        run_search(objective, searcher, budget, journal.extend)
     return journal
 
 

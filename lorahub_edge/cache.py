@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorahub_edge.errors import first_line
-from lorahub_edge.sources import sha256_file, sha256_files, write_text_atomically
+from lorahub_edge.errors import LorahubEdgeError, LorahubEdgeWarning, OutputExists, first_line
+from lorahub_edge.outputs import remove, remove_dead_partials, whole_folder, write_text
+from lorahub_edge.sources import sha256_file, sha256_files
 
 _FORMAT = 2
 _RECORD = "entry.json"
@@ -34,7 +33,7 @@ _DEFAULT_BYTES = 20 * 10**9
 _MIN_HASHED_BYTES = 4 << 20
 
 
-class CacheWarning(UserWarning):
+class CacheWarning(LorahubEdgeWarning):
     """The cache could not be used as it should; the result is the same, only later."""
 
 
@@ -68,6 +67,7 @@ class Cache:
     def open(self, key: str) -> Entry | None:
         """The entry of a key, or None; one that is broken is dropped, with a warning."""
         folder = self._entries / key
+        remove_dead_partials(self._entries)
         try:
             record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
             broken = _broken_file(folder, record["files"])
@@ -77,7 +77,8 @@ class Cache:
             broken = f"{_RECORD} ({first_line(error)})"
         if broken:
             _warn(f"cache entry {folder}: {broken} is not what was written; made again")
-            self._drop(folder)
+            with suppress(OSError):
+                remove(folder)
             return None
         with suppress(OSError):
             os.utime(folder / _RECORD)  # marks it as used
@@ -90,18 +91,11 @@ class Cache:
             key: see `key_of`.
             write: puts files into an empty folder and returns a record for JSON.
         """
-        partial: str | None = None
         try:
-            self._entries.mkdir(parents=True, exist_ok=True)
-            partial = tempfile.mkdtemp(prefix=".partial-", dir=self._entries)
-            self._write(Path(partial), write)
-            with suppress(OSError):  # another start has put the same entry there
-                os.rename(partial, self._entries / key)
-        except Exception as error:  # safetensors reports a full disk by an exception of its own
-            _warn(f"cache {self.folder} cannot be written ({first_line(error)}); the next start will be as slow")
-        finally:
-            if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OutputExists), whole_folder(self._entries / key, drop_if_late=True) as partial:
+                self._write(partial, write)
+        except LorahubEdgeError as error:
+            _warn(f"cache {self.folder}: {error}; the next start will be as slow")
         self._trim(keep=key)
 
     def sha256_files(self, files: Iterable[Path]) -> dict[str, str]:
@@ -127,9 +121,9 @@ class Cache:
             if known["file"] == seen:
                 return str(known["sha256"])
         digest = sha256_file(path)
-        with suppress(OSError):
+        with suppress(OSError, LorahubEdgeError):
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(note, json.dumps({"file": seen, "sha256": digest}))
+            write_text(note, json.dumps({"file": seen, "sha256": digest}))
         return digest
 
     @property
@@ -141,13 +135,6 @@ class Cache:
         files = {p.name: {"bytes": p.stat().st_size, "crc32": _crc32(p)} for p in sorted(partial.iterdir())}
         (partial / _RECORD).write_text(json.dumps({"files": files, "record": record}), encoding="utf-8")
 
-    def _drop(self, folder: Path) -> None:
-        """Out of sight at once, then gone: no other start finds half of it."""
-        with suppress(OSError):
-            trash = tempfile.mkdtemp(prefix=".dropped-", dir=self._entries)
-            os.rename(folder, Path(trash) / folder.name)
-            shutil.rmtree(trash, ignore_errors=True)
-
     def _trim(self, *, keep: str) -> None:
         with suppress(OSError):
             used: list[tuple[int, Path]] = sorted(
@@ -157,7 +144,7 @@ class Cache:
             total = sum(sizes.values())
             for _, folder in used:
                 if total > self.max_bytes and folder.name != keep:
-                    self._drop(folder)
+                    remove(folder)
                     total -= sizes[folder]
 
 

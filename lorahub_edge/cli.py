@@ -11,6 +11,8 @@ import datetime
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +23,16 @@ from lorahub_edge.commands import (
     BaseOption,
     CacheOption,
     DeviceOption,
+    EvaluateByOption,
+    ExampleSeedOption,
     ExamplesOption,
     JsonOption,
+    MaxInputTokensOption,
+    MaxNewTokensOption,
     ModulesOption,
+    NExamplesOption,
+    NTestOption,
+    OptimizerOption,
     PrecisionOption,
     PromptOption,
     RunArgument,
@@ -56,11 +65,11 @@ def adapt(
     modules: ModulesOption = ["pocket"],  # noqa: B006  typer copies it
     examples: ExamplesOption = None,
     test: Annotated[str | None, typer.Option(help="Score on these rows too, by exact match.")] = None,
-    n_examples: Annotated[int, typer.Option(help="Examples that the search sees.")] = 5,
-    example_seed: Annotated[int, typer.Option(help="Seed of their draw.")] = 42,
-    n_test: Annotated[int | None, typer.Option(help="At most so many test rows.")] = None,
+    n_examples: NExamplesOption = 5,
+    example_seed: ExampleSeedOption = 42,
+    n_test: NTestOption = None,
     preset: Annotated[str, typer.Option(help="edge, paper or lorahub-code.")] = "edge",
-    optimizer: Annotated[str | None, typer.Option(help="screen-cma, cma-es or any nevergrad name.")] = None,
+    optimizer: OptimizerOption = None,
     budget: Annotated[int | None, typer.Option(help="Evaluations of the search.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the L1 penalty.")] = None,
     bound: Annotated[float | None, typer.Option(help="Coefficients stay within +-bound.")] = None,
@@ -68,12 +77,10 @@ def adapt(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "int8",
     prompt: PromptOption = "auto",
-    max_input_tokens: Annotated[int | None, typer.Option(help="Cut inputs here.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Cut answers here.")] = None,
+    max_input_tokens: MaxInputTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
     null_control: Annotated[bool, typer.Option(help="Search over random modules too, as a control.")] = True,
-    evaluate_by: Annotated[
-        str, typer.Option(help="side: deltas beside the base. inject: rounded into it, as merge --in-place-int8 does.")
-    ] = "side",
+    evaluate_by: EvaluateByOption = "side",
     max_memory: Annotated[
         str | None, typer.Option(help="Stay below, for instance 1.5GB; see plan. Refused if it cannot be.")
     ] = None,
@@ -81,6 +88,12 @@ def adapt(
     cache: CacheOption = True,
     out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/TASK-TIME.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a run that ended early: that of --out, or the newest of this task in runs/."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find one coefficient per LoRA module from a few examples of a new task.
@@ -89,7 +102,7 @@ def adapt(
     """
     import lorahub_edge
 
-    with progress_bar() as on_progress:
+    with progress_bar() as on_progress, _printed_if_not_written():
         run = lorahub_edge.adapt(
             base,
             modules,
@@ -114,8 +127,9 @@ def adapt(
             max_memory=max_memory,
             stack_dtype=stack_dtype,
             cache=cache,
-            out=out or _default_out(examples),
+            out=out or _default_out(examples, resume=resume),
             overwrite=overwrite,
+            resume=resume,
             on_progress=on_progress,
         )
     if as_json:
@@ -124,9 +138,26 @@ def adapt(
         print_run(run.report())
 
 
-def _default_out(examples: str | None) -> Path:
+@contextmanager
+def _printed_if_not_written() -> Iterator[None]:
+    """What could not be kept on disk goes to stdout: the report and the journal, as one line of JSON."""
+    from lorahub_edge.adaptation import RunNotWritten
+    from lorahub_edge.adaptation.journal import journal_record
+
+    try:
+        yield
+    except RunNotWritten as error:
+        run = error.run
+        typer.echo(json.dumps({**run.report(), "journal": [journal_record(evaluated) for evaluated in run.journal]}))
+        raise
+
+
+def _default_out(examples: str | None, *, resume: bool) -> Path:
+    from lorahub_edge.adaptation.run_folder import newest_unfinished
+
     stem = Path(examples or pocket.DEFAULT_TASK).name.split(".")[0]
-    return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    fresh = Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return (newest_unfinished(fresh.parent, f"{stem}-") or fresh) if resume else fresh
 
 
 @app.command()
@@ -136,18 +167,26 @@ def plan(
     modules: ModulesOption = ["pocket"],  # noqa: B006  typer copies it
     examples: ExamplesOption = None,
     test: Annotated[str | None, typer.Option(help="Rows that adapt would score.")] = None,
-    n_examples: Annotated[int, typer.Option(help="Examples that the search sees.")] = 5,
-    budget_memory: Annotated[str | None, typer.Option(help="What there is, for instance 5GiB.")] = None,
+    n_examples: NExamplesOption = 5,
+    example_seed: ExampleSeedOption = 42,
+    n_test: NTestOption = None,
+    optimizer: OptimizerOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "int8",
-    max_input_tokens: Annotated[int | None, typer.Option(help="Cut inputs here.")] = None,
+    prompt: PromptOption = "auto",
+    max_input_tokens: MaxInputTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    evaluate_by: EvaluateByOption = "side",
+    max_memory: Annotated[str | None, typer.Option(help="What there is, for instance 5GiB.")] = None,
     stack_dtype: StackDtypeOption = None,
     cache: CacheOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Say what adapt would need in memory, before any weight is read. Exit code 1 if it does not fit.
 
-    Example: lorahub-edge plan --base google/flan-t5-large --modules my_modules/ --budget-memory 1.5GB
+    Takes the options of adapt that change what it needs; others are not needed here.
+
+    Example: lorahub-edge plan --base google/flan-t5-large --modules my_modules/ --max-memory 1.5GB
     """
     import lorahub_edge
 
@@ -157,10 +196,16 @@ def plan(
         examples,
         test=test,
         n_examples=n_examples,
-        budget_memory=budget_memory,
+        example_seed=example_seed,
+        n_test=n_test,
+        max_memory=max_memory,
+        optimizer=optimizer,
         device=device,
         precision=precision,
+        prompt=prompt,
         max_input_tokens=max_input_tokens,
+        max_new_tokens=max_new_tokens,
+        evaluate_by=evaluate_by,
         stack_dtype=stack_dtype,
         cache=cache,
     )

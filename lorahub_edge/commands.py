@@ -12,8 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from lorahub_edge.cache import CacheWarning
-from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.errors import LorahubEdgeError, LorahubEdgeWarning
 from lorahub_edge.terminal import messages
 
 app = typer.Typer(
@@ -66,10 +65,7 @@ def quiet_libraries() -> Iterator[None]:
             messages.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
 
         warnings.showwarning = show
-        from lorahub_edge.tasks import InputsWereCut
-
-        warnings.simplefilter("always", InputsWereCut)
-        warnings.simplefilter("always", CacheWarning)
+        warnings.simplefilter("always", LorahubEdgeWarning)
         yield
 
 
@@ -87,6 +83,15 @@ ModulesOption = Annotated[
 ]
 ExamplesOption = Annotated[
     str | None, typer.Option(help="JSONL, BBH json or CSV, or pocket/TASK. Default: an embedded held-out task.")
+]
+NExamplesOption = Annotated[int, typer.Option(help="Examples that the search sees.")]
+ExampleSeedOption = Annotated[int, typer.Option(help="Seed of their draw.")]
+NTestOption = Annotated[int | None, typer.Option(help="At most so many test rows.")]
+OptimizerOption = Annotated[str | None, typer.Option(help="screen-cma, cma-es or any nevergrad name.")]
+MaxInputTokensOption = Annotated[int | None, typer.Option(help="Cut inputs here.")]
+MaxNewTokensOption = Annotated[int | None, typer.Option(help="Cut answers here.")]
+EvaluateByOption = Annotated[
+    str, typer.Option(help="side: deltas beside the base. inject: rounded into it, as merge --in-place-int8 does.")
 ]
 StackDtypeOption = Annotated[
     str | None, typer.Option(help="Of the modules in memory: fp32, bf16 or int8. Default: fp32, or what fits.")

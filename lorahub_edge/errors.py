@@ -32,3 +32,7 @@ class InvalidInput(LorahubEdgeError):
 
 class OutputExists(LorahubEdgeError):
     """The output place holds something that is not ours to replace: caught by who can choose another place."""
+
+
+class LorahubEdgeWarning(UserWarning):
+    """Parent of all warnings of this library: the command line shows each as one line."""

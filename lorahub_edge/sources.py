@@ -6,7 +6,6 @@ Knows files and the Hub; knows nothing of models or modules.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,14 +104,3 @@ def sha256_file(path: Path) -> str:
 def sha256_files(files: Sequence[Path]) -> dict[str, str]:
     """File name -> hex SHA-256, in name order."""
     return {path.name: sha256_file(path) for path in sorted(files)}
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a whole file under a temporary name, then rename it: readers see the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,8 @@ from lorahub_edge.adaptation.objective import FORMS, Objective, Value
 from lorahub_edge.adaptation.population import PopulationForward
 from lorahub_edge.adaptation.presets import PRESETS, Preset
 from lorahub_edge.adaptation.progress import Progress
-from lorahub_edge.adaptation.run import Run
+from lorahub_edge.adaptation.run import Run, RunNotWritten
+from lorahub_edge.adaptation.run_folder import RunUnfinished
 from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.tasks import InputsWereCut
 
@@ -25,6 +26,8 @@ __all__ = [
     "Progress",
     "Row",
     "Run",
+    "RunNotWritten",
+    "RunUnfinished",
     "Score",
     "SidePath",
     "Value",

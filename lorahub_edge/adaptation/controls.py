@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lorahub_edge.adaptation.objective import Objective, Value
+from lorahub_edge.search import SCREEN_BATCH, Evaluated
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,29 @@ class Row:
     exact_match: float | None = None
 
 
-def fixed_controls(names: Sequence[str], objective: Objective) -> tuple[list[Row], list[float]]:
-    """Zero-shot, best single module and uniform mean; and the mean loss of every module alone, in order of names."""
+N_FIXED_CONTROLS = 3
+
+
+def fixed_controls(
+    names: Sequence[str],
+    objective: Objective,
+    on_evaluated: Callable[[Sequence[Evaluated[Value]]], None] = lambda batch: None,
+) -> tuple[list[Row], list[float]]:
+    """Zero-shot, best single module and uniform mean; and the mean loss of every module alone, in order of names.
+
+    Args:
+        names: of the modules.
+        objective: called with one batch after the other.
+        on_evaluated: called after each batch.
+    """
     n = len(names)
     candidates = np.concatenate([np.zeros((1, n)), np.full((1, n), 1.0 / n), np.eye(n)])
-    zero, uniform, *singles = objective(candidates)
+    values: list[Value] = []
+    for start in range(0, len(candidates), SCREEN_BATCH):
+        batch = candidates[start : start + SCREEN_BATCH]
+        values += objective(batch)
+        on_evaluated([Evaluated(start + i, c, values[start + i]) for i, c in enumerate(batch)])
+    zero, uniform, *singles = values
     best = min(range(n), key=lambda k: singles[k].mean_loss)
     rows = [
         Row("zero-shot", "the base alone", tuple(candidates[0]), zero),

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorahub_edge.adaptation.job import Job
-from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, memory_errors
-from lorahub_edge.adaptation.population import ROUTES
-from lorahub_edge.adaptation.presets import preset_by_name
-from lorahub_edge.adaptation.progress import OnProgress
+from lorahub_edge.adaptation.journal import Journals
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, choose_plan, memory_errors
+from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run
 from lorahub_edge.adaptation.run_folder import RunFolder
-from lorahub_edge.adaptation.settings import SearchSettings, check_numbers
-from lorahub_edge.adaptation.task import Examples, load_task
+from lorahub_edge.adaptation.settings import RunSettings
+from lorahub_edge.adaptation.stages import ContentHashes, encode, evaluation_inputs, open_inputs, plan_memory
+from lorahub_edge.adaptation.task import Examples, Task, load_task
 from lorahub_edge.base import Base
 from lorahub_edge.cache import Cache, default_cache
-from lorahub_edge.errors import InvalidInput
-from lorahub_edge.measure import parse_bytes
-from lorahub_edge.modules import STACK_DTYPES, LoraModule
+from lorahub_edge.measure import Stopwatch
+from lorahub_edge.modules import LoraModule
 
 
 def adapt(
@@ -48,6 +48,7 @@ def adapt(
     cache: Cache | bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Run:
     """Find one coefficient per LoRA module such that their composition answers a new task.
@@ -81,8 +82,10 @@ def adapt(
         stack_dtype: "fp32", "bf16" or "int8" for the modules; None for what the plan says ("fp32" without a budget).
         cache: keeps the int8 base and the modules' stack between starts; True is the user's, see `default_cache`; False
             is none.
-        out: a run folder to write; nothing is written without it.
-        overwrite: replace an earlier run in `out`.
+        out: a run folder to write; nothing is written without it. If a run with the same inputs ended early there, this
+            one goes on from its evaluations, and comes to what an uninterrupted one would have come to, bit for bit.
+        overwrite: replace an earlier run in `out`; drop one that ended early with other inputs.
+        resume: refuse to begin anew.
         on_progress: called as the run goes on.
 
     Returns:
@@ -90,35 +93,72 @@ def adapt(
 
     Raises:
         InvalidInput, IncompatibleModules, UnsupportedFormat, OutputExists: see there.
+        RunNotWritten: `out` cannot be written at the end; carries the run.
         MemoryExceeded: the run does not fit `max_memory`, or the system has no more; says what would help.
 
     Source: LoRAHub, arXiv:2307.13269.
     """
-    check_numbers(
-        alpha=alpha, seed=seed, budget=budget, max_input_tokens=max_input_tokens, max_new_tokens=max_new_tokens
+    settings = RunSettings(
+        preset=preset,
+        optimizer=optimizer,
+        budget=budget,
+        alpha=alpha,
+        bound=bound,
+        seed=seed,
+        device=device,
+        precision=precision,
+        prompt=prompt,
+        max_input_tokens=max_input_tokens,
+        max_new_tokens=max_new_tokens,
+        null_control=null_control,
+        evaluate_by=evaluate_by,
+        max_memory=max_memory,
+        stack_dtype=stack_dtype,
     )
-    _check_name("evaluate_by", evaluate_by, ROUTES)
-    _check_name("stack_dtype", stack_dtype, STACK_DTYPES)
-    budget_bytes = _n_bytes(max_memory)
-    chosen = preset_by_name(preset)
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
-    folder = RunFolder(out, overwrite=overwrite) if out is not None else None
-    try:
-        job = Job(task, folder, on_progress or (lambda progress: None), _chosen_cache(cache))
-        job.open(base, modules, precision=precision, device=device)
-        job.encode(prompt, max_input_tokens, max_new_tokens)
-        changes = {"optimizer": optimizer, "budget": budget, "alpha": alpha, "bound": bound}
-        job.settings = SearchSettings.of(chosen, len(job.modules), seed=seed, evaluate_by=evaluate_by, **changes)
-        job.make_plan(budget_bytes, stack_dtype, evaluate_by, job.settings.optimizer)
-        check_budget(job.plan)
-        with memory_errors(job.plan):
-            job.load()
-            run = job.run(null_control=null_control)
-        return run if folder is None else run.save_into(folder)
-    except BaseException:
-        if folder is not None:
-            folder.discard()
-        raise
+    report_to = on_progress or (lambda progress: None)
+    if out is None:
+        return _run(base, modules, task, settings, _chosen_cache(cache), report_to, None)
+    with RunFolder(out, overwrite=overwrite, resume=resume) as folder:
+        return _run(base, modules, task, settings, _chosen_cache(cache), report_to, folder)
+
+
+def _run(
+    base: str | Path | Base,
+    modules: Any,
+    task: Task,
+    settings: RunSettings,
+    cache: Cache | None,
+    on_progress: OnProgress,
+    folder: RunFolder | None,
+) -> Run:
+    stopwatch = Stopwatch()
+    on_progress(Progress("load", 0, 1))
+    opened = open_inputs(base, modules, settings, stopwatch)
+    encoded = encode(opened, task, settings)
+    search = settings.search(len(opened.modules))
+    chosen = choose_plan(plan_memory(opened, encoded, settings, cache))
+    check_budget(chosen)
+    hashes = ContentHashes.of(opened, cache)
+    inputs = evaluation_inputs(opened, encoded, search, chosen, hashes)
+    journals = Journals.in_memory() if folder is None else folder.begin(inputs)
+    job = Job(
+        task=task,
+        opened=opened,
+        encoded=encoded,
+        settings=search,
+        plan=chosen,
+        null_control=settings.null_control,
+        inputs=inputs,
+        hashes=hashes,
+        journals=journals,
+        cache=cache,
+        on_progress=on_progress,
+        stopwatch=stopwatch,
+    )
+    with memory_errors(chosen):
+        run = job.run()
+    return run if folder is None else run.save_into(folder)
 
 
 def plan(
@@ -129,7 +169,9 @@ def plan(
     test: Examples | None = None,
     n_examples: int = 5,
     example_seed: int = 42,
-    budget_memory: int | str | None = None,
+    n_test: int | None = None,
+    max_memory: int | str | None = None,
+    optimizer: str | None = None,
     device: str = "auto",
     precision: str = "int8",
     prompt: str = "auto",
@@ -142,8 +184,7 @@ def plan(
     """What `adapt` would need in memory, known without reading a weight.
 
     Args:
-        budget_memory: `adapt`'s max_memory.
-        others: see `adapt`.
+        all: see `adapt`.
 
     Returns:
         All plans, that which gives up least first; `adapt` takes the first that fits.
@@ -151,23 +192,21 @@ def plan(
     Raises:
         InvalidInput, IncompatibleModules, UnsupportedFormat: see `adapt`.
     """
-    _check_name("evaluate_by", evaluate_by, ROUTES)
-    _check_name("stack_dtype", stack_dtype, STACK_DTYPES)
-    task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=None)
-    job = Job(task, None, lambda progress: None, _chosen_cache(cache))
-    job.open(base, modules, precision=precision, device=device)
-    job.encode(prompt, max_input_tokens, max_new_tokens)
-    return job.make_plan(_n_bytes(budget_memory), stack_dtype, evaluate_by)
-
-
-def _n_bytes(size: int | str | None) -> int | None:
-    return parse_bytes(size) if isinstance(size, str) else size
+    settings = RunSettings(
+        optimizer=optimizer,
+        device=device,
+        precision=precision,
+        prompt=prompt,
+        max_input_tokens=max_input_tokens,
+        max_new_tokens=max_new_tokens,
+        evaluate_by=evaluate_by,
+        max_memory=max_memory,
+        stack_dtype=stack_dtype,
+    )
+    task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
+    opened = open_inputs(base, modules, settings, Stopwatch())
+    return plan_memory(opened, encode(opened, task, settings), settings, _chosen_cache(cache))
 
 
 def _chosen_cache(cache: Cache | bool) -> Cache | None:
     return cache if isinstance(cache, Cache) else default_cache() if cache else None
-
-
-def _check_name(parameter: str, name: str | None, known: Iterable[str]) -> None:
-    if name is not None and name not in known:
-        raise InvalidInput(f"{parameter}: expected one of {', '.join(known)}, received '{name}'")

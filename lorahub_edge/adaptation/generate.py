@@ -55,7 +55,6 @@ def greedy_answers(
     with ExitStack() as stack_of, Lanes(bases) as lanes:
         for place in bases:
             side_path = SidePath(place, stack)
-            stack_of.enter_context(side_path.installed())
             stack_of.enter_context(side_path.active(side_path.prepare(coefficients[None])))
         groups = [order[batch] for batch in batches]
         for rows, texts in zip(groups, lanes.run(map(job_for, groups)), strict=True):

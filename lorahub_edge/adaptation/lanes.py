@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import Generic, TypeVar
 
 import torch
@@ -19,6 +19,9 @@ from lorahub_edge.base import Base
 
 # Tokens that a lane's call should have at least: below, packing weights costs more than a tenth of multiplying.
 _LEAST_TOKENS = 80
+
+# A new lane sets torch's number of threads, which is the process's; nobody may read or set it meanwhile.
+_N_THREADS_LOCK = Lock()
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +34,9 @@ def n_lanes(device: str, tokens: int, evaluate_by: str = "side") -> int:
     """
     if device != "cpu" or evaluate_by == "inject":
         return 1
-    return max(1, min(torch.get_num_threads(), tokens // _LEAST_TOKENS))
+    with _N_THREADS_LOCK:
+        n_threads = torch.get_num_threads()
+    return max(1, min(n_threads, tokens // _LEAST_TOKENS))
 
 
 def bases_for(base: Base, n: int) -> list[Base]:
@@ -59,13 +64,14 @@ class Lanes(Generic[T]):
     def __enter__(self) -> Lanes[T]:
         n = len(self._places)
         if n > 1:
-            n_threads = torch.get_num_threads()
             started = Barrier(n + 1)
-            self._pool = ThreadPoolExecutor(n, "lane", initializer=_compute_alone)
-            for _ in range(n):
-                self._pool.submit(started.wait)
-            started.wait()
-            torch.set_num_threads(n_threads)
+            with _N_THREADS_LOCK:
+                n_threads = torch.get_num_threads()
+                self._pool = ThreadPoolExecutor(n, "lane", initializer=_compute_alone)
+                for _ in range(n):
+                    self._pool.submit(started.wait)
+                started.wait()
+                torch.set_num_threads(n_threads)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -107,21 +107,37 @@ class Objective:
         forward: computes the token losses.
         form: which published form.
         alpha: weight of the L1 penalty.
+        computed_before: by an earlier start: bytes of the coefficients -> value.
     """
 
-    def __init__(self, forward: PopulationForward, form: ObjectiveForm, alpha: float) -> None:
+    def __init__(
+        self,
+        forward: PopulationForward,
+        form: ObjectiveForm,
+        alpha: float,
+        *,
+        computed_before: Mapping[bytes, Value] | None = None,
+    ) -> None:
         self._forward = forward
         self._form = form
         self._alpha = alpha
         self._n_tokens = forward.n_target_tokens.numpy().astype(np.float64)
         self._known: dict[bytes, Value] = {}
+        self._computed_before = computed_before or {}
 
     def __call__(self, coefficients: Array) -> list[Value]:
         keys = [row.tobytes() for row in coefficients]
         new = [i for i, key in enumerate(keys) if key not in self._known]
         if new:
-            self._known.update(zip((keys[i] for i in new), self._compute(coefficients[new]), strict=True))
+            new_keys = [keys[i] for i in new]
+            self._known.update(zip(new_keys, self._values(new_keys, coefficients[new]), strict=True))
         return [self._known[key] for key in keys]
+
+    def _values(self, keys: list[bytes], coefficients: Array) -> list[Value]:
+        """From an earlier start if it had them all: candidates share calls, and other companions round otherwise."""
+        if all(key in self._computed_before for key in keys):
+            return [self._computed_before[key] for key in keys]
+        return self._compute(coefficients)
 
     def recordings(self) -> list[dict[str, Any]]:
         """See `PopulationForward.recordings`."""
@@ -145,8 +161,10 @@ def objective_on(
     settings: SearchSettings,
     *,
     tokens_per_call: int | None = None,
+    computed_before: Mapping[bytes, Value] | None = None,
 ) -> Iterator[Objective]:
     """The objective that the settings name, ready inside a with block."""
     forward = PopulationForward(base, stack, encoded, tokens_per_call=tokens_per_call, evaluate_by=settings.evaluate_by)
     with forward.ready():
-        yield Objective(forward, FORMS[settings.objective_form], settings.alpha)
+        form = FORMS[settings.objective_form]
+        yield Objective(forward, form, settings.alpha, computed_before=computed_before)

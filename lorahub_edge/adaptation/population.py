@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,10 +108,7 @@ class PopulationForward:
     @contextmanager
     def ready(self) -> Iterator[PopulationForward]:
         """Prepare the base for evaluations inside a with block."""
-        with ExitStack() as stack:
-            for place in self._places:
-                stack.enter_context(place.route.installed())
-            stack.enter_context(self._lanes)
+        with self._lanes:
             yield self
 
     def recordings(self) -> list[dict[str, Any]]:

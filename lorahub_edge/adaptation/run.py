@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +22,23 @@ from lorahub_edge.adaptation.run_folder import (
     RUN_FORMAT,
     RunFolder,
 )
+from lorahub_edge.adaptation.stages import ContentHashes
 from lorahub_edge.adaptation.task import Examples, Task
 from lorahub_edge.base import Base
-from lorahub_edge.cache import Cache, content_hashes
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
 from lorahub_edge.modules import LoraModule, ModuleFolder, write_module
+from lorahub_edge.outputs import write_errors
 from lorahub_edge.search import Evaluated, SearchResult
+
+
+class RunNotWritten(LorahubEdgeError):
+    """A run is finished and its folder cannot be written. Carries it as `run`, so that nothing is lost."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -104,35 +112,37 @@ class Run:
 
         Raises:
             OutputExists: the folder is not ours, or an earlier run and not `overwrite`.
-            LorahubEdgeError: it cannot be written; nothing half-written is left.
+            RunNotWritten: it cannot be written.
         """
-        target = RunFolder(folder, overwrite=overwrite)
-        try:
-            for evaluated in self.journal:
-                target.append(journal_record(evaluated))
+        with RunFolder(folder, overwrite=overwrite) as target:
+            target.begin(self.manifest["inputs"]).search.append(self.journal)
             return self.save_into(target)
-        except BaseException:
-            target.discard()
-            raise
 
     def save_into(self, target: RunFolder) -> Run:
-        """Write all but the journal into a run folder in the making and finish it."""
+        """Write all but the journal into a run folder in the making and finish it.
+
+        Raises:
+            RunNotWritten: it cannot be written.
+        """
         saved = replace(self, folder=target.folder)
-        self._write_adapter(target.adapter)
-        target.write(COEFFICIENTS, self.coefficients)
         rows = [{"input": e.input, "target": e.target} for e in self.task.examples]
-        target.write(EXAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
         report = saved.report()
-        target.write(REPORT_JSON, report)
         losses = [(e.value.mean_loss, e.value.objective) for e in self.journal]
-        target.write(REPORT_HTML, report_html(report, losses))
-        target.write(MANIFEST, self.manifest)
-        target.finish()
+        try:
+            self._write_adapter(target.adapter)
+            target.write(COEFFICIENTS, self.coefficients)
+            target.write(EXAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+            target.write(REPORT_JSON, report)
+            target.write(REPORT_HTML, report_html(report, losses))
+            target.write(MANIFEST, self.manifest)
+            target.finish(keep_controls=self.interrupted)
+        except LorahubEdgeError as error:
+            raise RunNotWritten(str(error), self) from error
         return saved
 
     def _write_adapter(self, folder: Path) -> None:
         base = self.model.base
-        try:
+        with write_errors(folder):
             write_module(
                 self.module,
                 folder,
@@ -140,8 +150,6 @@ class Run:
                 task_type=base.family.task_type,
                 targets=_target_modules(list(self.module.factors), list(base.linear_shapes())),
             )
-        except Exception as error:  # safetensors reports a full disk by an exception of its own
-            raise LorahubEdgeError(f"{folder}: the composed module cannot be written ({error})") from error
 
     def __repr__(self) -> str:
         state = "interrupted" if self.interrupted else "finished"
@@ -159,24 +167,13 @@ def headline(run: Run) -> str:
     return text + (" (interrupted)" if run.interrupted else "")
 
 
-def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
-    """One line of journal.jsonl; a number that is not finite is null, since JSON has no other word for it."""
-    value = evaluated.value
-    numbers = {name: getattr(value, name) for name in ("objective", "loss", "l1_penalty", "mean_loss")}
-    return {
-        "index": evaluated.index,
-        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
-        "coefficients": evaluated.coefficients.tolist(),
-    }
-
-
 def manifest_of(
     *,
     base: Base,
     modules: Sequence[LoraModule | ModuleFolder],
     task: Task,
+    hashes: ContentHashes,
     search: Mapping[str, Any],
-    cache: Cache | None,
     **rest: Any,
 ) -> dict[str, Any]:
     """The manifest: everything needed to do the run again and to know what produced its numbers."""
@@ -186,7 +183,7 @@ def manifest_of(
         "base": {
             "spec": base.source.spec if base.source.revision or base.source.spec == "pocket" else _absolute(base),
             "revision": base.source.revision,
-            "files": content_hashes(base.weight_files, cache),
+            "files": dict(hashes.base),
             "family": base.family.name,
             "precision": base.precision,
             "device": base.device.type,
@@ -194,8 +191,8 @@ def manifest_of(
             "weight_bytes": base.weight_bytes(),
         },
         "modules": [
-            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": content_hashes(m.files, cache)}
-            for m in modules
+            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": dict(files)}
+            for m, files in zip(modules, hashes.modules, strict=True)
         ],
         "task": dict(task.record),
         "search": dict(search),

@@ -1,39 +1,46 @@
-"""The run folder: everything a run leaves behind, written under a temporary name and renamed when it is whole.
+"""The run folder: everything a run leaves behind. Until it is whole it is called NAME.unfinished.
 
 manifest.json       inputs with hashes, versions, seeds, resolved optimiser, timings, peak memory
-journal.jsonl       one line per evaluation, flushed as it happens
+journal.jsonl       one line per evaluation of the search, written as it happens
 coefficients.json   module name -> coefficient, in the order given
 examples.jsonl      what the search saw
 adapter/            the composed module in PEFT's layout
 report.json/.html   the controls' table, the loss curve, the coefficients
+
+A folder that a run left unfinished holds journals of its stages and `inputs.json`, which says what they were computed
+from. The next start with the same output and inputs goes on from them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
+import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
-from lorahub_edge.sources import write_text_atomically
+from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL, Journals
+from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists
+from lorahub_edge.outputs import fingerprint, is_vacant, locked, publish, whole_file, write_errors, write_text
 
 RUN_FORMAT = "lorahub-edge-run/1"
-MANIFEST, JOURNAL, COEFFICIENTS, ADAPTER = "manifest.json", "journal.jsonl", "coefficients.json", "adapter"
-EXAMPLES = "examples.jsonl"
+MANIFEST, COEFFICIENTS, ADAPTER, EXAMPLES = "manifest.json", "coefficients.json", "adapter", "examples.jsonl"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+INPUTS, UNFINISHED = "inputs.json", ".unfinished"
+
+# Part of the inputs -> its hash.
+Inputs = Mapping[str, str]
+
+
+class RunUnfinished(LorahubEdgeWarning):
+    """A run ended early; what it had computed is kept."""
 
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a finished run of ours."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == RUN_FORMAT
+    return _manifest(folder) is not None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -42,106 +49,196 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         InvalidInput: the folder is not one.
     """
-    if not is_run_folder(folder):
+    manifest = _manifest(folder)
+    if manifest is None:
         raise InvalidInput(
             f"{folder} is not a run folder; expected one with a {MANIFEST} that lorahub-edge adapt wrote"
         )
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return manifest
 
 
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    manifest = _read_object(folder / MANIFEST)
+    return manifest if manifest is not None and manifest.get("format") == RUN_FORMAT else None
+
+
+def _was_interrupted(manifest: Mapping[str, Any] | None) -> bool:
+    search = (manifest or {}).get("search")
+    return isinstance(search, dict) and search.get("interrupted") is True
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def newest_unfinished(parent: Path, prefix: str) -> Path | None:
+    """The final name of the run that ended early last, of all in `parent` whose names begin with `prefix`, or None."""
+    unfinished = [path for path in parent.glob(f"*{UNFINISHED}") if (path / INPUTS).is_file()]
+    interrupted = [path for path in parent.glob("*") if _was_interrupted(_manifest(path))]
+    ended = [path for path in (*unfinished, *interrupted) if path.name.startswith(prefix)]
+    newest = max(ended, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return None if newest is None else newest.with_name(newest.name.removesuffix(UNFINISHED))
+
+
 class RunFolder:
-    """A run folder in the making. Its files lie under a temporary name beside the final one until `finish`.
+    """A run folder in the making.
+
+    Use it as a context: after an error the journals stay for the next start if they hold an evaluation; without one
+    nothing is left.
 
     Args:
-        folder: the final name. Must not exist, be empty, or (with `overwrite`) be an earlier run.
+        folder: the final name. Nothing, an empty folder, a run that Ctrl-C ended, or (with `overwrite`) any run of ours
+            may be there.
+        overwrite: replace an earlier run, and drop the journals of another one that was left unfinished.
+        resume: refuse to begin from nothing.
 
     Raises:
-        OutputExists: the folder holds something else, or an earlier run and not `overwrite`.
+        OutputExists: something else is there, or another process writes it.
+        InvalidInput: `resume`, and there is nothing to go on from.
         LorahubEdgeError: nothing can be written there.
     """
 
-    def __init__(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
         self.folder = Path(folder).expanduser().absolute()
-        self._check(overwrite)
-        self.partial = self.folder.with_name(f".{self.folder.name}.partial-{os.getpid()}")
-        self._journal: TextIO | None = None
-        try:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
-            (self.partial / ADAPTER).mkdir()
-            self._journal = open(self.partial / JOURNAL, "w", encoding="utf-8")  # noqa: SIM115  closed by finish/discard
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _check(self, overwrite: bool) -> None:
-        if self.folder.is_symlink():
-            raise OutputExists(f"output {self.folder} is a link; name a new folder")
-        if not self.folder.exists():
-            return
-        if not self.folder.is_dir():
-            raise OutputExists(f"output {self.folder} is a file; name a new folder")
-        if not any(self.folder.iterdir()):
-            return
-        if not is_run_folder(self.folder):
-            raise OutputExists(
-                f"output folder {self.folder} exists and is not a run of lorahub-edge; name a new folder"
-            )
-        if not overwrite:
+        self.unfinished = self.folder.with_name(self.folder.name + UNFINISHED)
+        self._overwrite = overwrite
+        self._is_finished = False
+        _check_place(self.folder)
+        self._earlier = _manifest(self.folder)
+        self._replaces = fingerprint(self.folder) if self._earlier is not None else None
+        if self._earlier is not None and not overwrite and not _was_interrupted(self._earlier):
             raise OutputExists(
                 f"output folder {self.folder} holds an earlier run; add --overwrite or name a new folder"
             )
+        if resume and not (_was_interrupted(self._earlier) or (self.unfinished / INPUTS).is_file()):
+            raise InvalidInput(f"resume: expected a run that ended early in {self.unfinished}, found none")
+        self._stack = ExitStack()
+        self._lock()
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to the journal and hand it to the system at once."""
-        assert self._journal is not None
-        try:
-            self._journal.write(json.dumps(record) + "\n")
-            self._journal.flush()
-        except OSError as error:
-            raise self._failure(error) from error
+    def _lock(self) -> None:
+        with write_errors(self.folder):
+            if not is_vacant(self.unfinished) and not (self.unfinished / INPUTS).is_file():
+                raise OutputExists(
+                    f"{self.unfinished} exists and is no unfinished run; rename it, or name a new folder"
+                )
+            self.unfinished.mkdir(parents=True, exist_ok=True)
+            try:
+                self._stack.enter_context(locked(self.unfinished))
+            except BlockingIOError as error:
+                raise OutputExists(
+                    f"output folder {self.folder} is being written by another process; wait for it, or name a new one"
+                ) from error
+
+    def begin(self, inputs: Inputs) -> Journals:
+        """The journals, with what an earlier start computed from the same inputs.
+
+        Args:
+            inputs: part of the inputs -> its hash: all that the evaluations depend on.
+
+        Raises:
+            OutputExists: an unfinished or interrupted run with other inputs is there, and not `overwrite`.
+        """
+        earlier = (self._earlier or {}).get("inputs") if _was_interrupted(self._earlier) else None
+        found = _read_object(self.unfinished / INPUTS)
+        if not self._overwrite:
+            _check_same_inputs(self.folder, earlier, inputs)
+            _check_same_inputs(self.unfinished, found, inputs)
+        with write_errors(self.folder):
+            if found != inputs:
+                _empty(self.unfinished)
+                write_text(self.unfinished / INPUTS, json.dumps(inputs))
+            if earlier == inputs:
+                self._go_on_from_interrupted()
+        self._journals = Journals.in_folder(self.unfinished)
+        self._stack.callback(self._journals.close)
+        return self._journals
+
+    def _go_on_from_interrupted(self) -> None:
+        for name in (CONTROLS_JOURNAL, JOURNAL):
+            if (self.folder / name).is_file() and not (self.unfinished / name).exists():
+                with whole_file(self.unfinished / name) as partial:
+                    shutil.copyfile(self.folder / name, partial)
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> None:
         """Write one text or JSON file."""
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-        try:
-            write_text_atomically(self.partial / name, text)
-        except OSError as error:
-            raise self._failure(error) from error
+        with write_errors(self.folder):
+            (self.unfinished / name).write_text(text, encoding="utf-8")
 
     @property
     def adapter(self) -> Path:
         """Where the composed module is to be written before `finish`."""
-        return self.partial / ADAPTER
+        path = self.unfinished / ADAPTER
+        path.mkdir(exist_ok=True)
+        return path
 
-    def finish(self) -> Path:
-        """Give the folder its final name, replacing an earlier run only once this one is whole; returns it."""
-        try:
-            self._close()
-            earlier = self.folder.with_name(f".{self.folder.name}.earlier-{os.getpid()}")
-            if self.folder.exists():
-                self.folder.rename(earlier)
-            try:
-                self.partial.rename(self.folder)
-            except BaseException:
-                if earlier.exists():
-                    earlier.rename(self.folder)
-                raise
-            shutil.rmtree(earlier, ignore_errors=True)
-        except OSError as error:
-            raise self._failure(error) from error
+    def finish(self, *, keep_controls: bool) -> Path:
+        """Give the folder its final name, replacing an earlier run only once this one is whole; returns it.
+
+        Args:
+            keep_controls: whether the journal of the controls is needed to go on later.
+
+        Raises:
+            OutputExists: something has appeared there since; the message says where the run is now.
+            LorahubEdgeError: it cannot be written.
+        """
+        self._journals.flush()
+        with write_errors(self.folder):
+            publish(self.unfinished, self.folder, replaces=self._replaces)
+            self._is_finished = True
+            for name in (INPUTS, NULL_JOURNAL, *(() if keep_controls else (CONTROLS_JOURNAL,))):
+                (self.folder / name).unlink(missing_ok=True)
         return self.folder
 
-    def discard(self) -> None:
-        """Remove what was written so far; an earlier run under the final name stays."""
-        with contextlib.suppress(OSError):  # closing may fail on the very disk that was full
-            self._close()
-        shutil.rmtree(self.partial, ignore_errors=True)
+    def __enter__(self) -> RunFolder:
+        return self
 
-    def _close(self) -> None:
-        if self._journal is not None:
-            journal, self._journal = self._journal, None
-            journal.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:
+            if self._is_finished or not self.unfinished.exists():
+                return
+            n_kept = _n_evaluations(self.unfinished)
+            if n_kept == 0:
+                shutil.rmtree(self.unfinished, ignore_errors=True)
+            elif kind is not None:
+                warnings.warn(
+                    f"{n_kept} evaluations are kept in {self.unfinished}; the same command goes on from there",
+                    RunUnfinished,
+                    stacklevel=2,
+                )
 
-    def _failure(self, error: OSError) -> LorahubEdgeError:
-        return LorahubEdgeError(f"output folder {self.folder}: cannot be written ({error.strerror or error})")
+
+def _check_place(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OutputExists(f"output {folder} is a link; name a new folder")
+    if folder.exists() and not folder.is_dir():
+        raise OutputExists(f"output {folder} is a file; name a new folder")
+    if not is_vacant(folder) and not is_run_folder(folder):
+        raise OutputExists(f"output folder {folder} exists and is not a run of lorahub-edge; name a new folder")
+
+
+def _check_same_inputs(place: Path, found: Inputs | None, inputs: Inputs) -> None:
+    if found is not None and found != inputs:
+        parts = ", ".join(part for part in inputs if found.get(part) != inputs[part])
+        raise OutputExists(
+            f"{place} holds a run that ended early and differs from this one in: {parts}; "
+            "add --overwrite to drop it, or name a new folder"
+        )
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _n_evaluations(unfinished: Path) -> int:
+    """Of all journals of an unfinished run."""
+    found = 0
+    for name in (CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL):
+        with suppress(OSError):
+            found += (unfinished / name).read_bytes().count(b"\n")
+    return found

@@ -5,7 +5,7 @@ y += scaling * (x @ A.T) @ B.T at every target.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,33 +17,18 @@ from lorahub_edge.modules import ModuleStack
 
 
 class SidePath:
-    """Adds the composed deltas to the outputs of the targets, for as long as `active` holds factors.
+    """Adds the composed deltas to the outputs of the targets, inside `active`.
 
-    Int8 layers add them as they scale their product; float layers get a hook, set once. Between evaluations only the
-    factors change. The base's tensors are never touched.
+    Int8 layers add them as they scale their product; float layers get a hook. The base's tensors are never touched.
     """
 
     def __init__(self, base: Base, stack: ModuleStack) -> None:
+        self._base = base
         self._stack = stack
         self._targets = stack.targets
         self._layers = [base.model.get_submodule(target.name) for target in stack.targets]
-        self._factors: dict[int, SideFactors] = {}
         self._dtype = _compute_dtype(base)
         self._room: torch.Tensor | None = None
-
-    @contextmanager
-    def installed(self) -> Iterator[SidePath]:
-        """Keep the hooks on the float layers inside a with block."""
-        handles = [
-            layer.register_forward_hook(self._hook(i))
-            for i, layer in enumerate(self._layers)
-            if not isinstance(layer, Int8Linear)
-        ]
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def prepare(self, coefficients: torch.Tensor) -> torch.Tensor:
         """The factors of these candidates (n_candidates, n_modules), in memory that the next call uses again.
@@ -60,30 +45,28 @@ class SidePath:
 
     @contextmanager
     def active(self, composed: torch.Tensor) -> Iterator[None]:
-        """Compute as the candidates that `prepare` composed: each owns as many rows of every input, in order."""
-        for i, (target, layer) in enumerate(zip(self._targets, self._layers, strict=True)):
-            A_t = target.A(composed).to(self._dtype).transpose(1, 2)
-            self._factors[i] = SideFactors(A_t, target.B(composed).contiguous(), target.scaling)
-            if isinstance(layer, Int8Linear):
-                layer.side = self._factors[i]
-        try:
-            yield
-        finally:
-            self._factors.clear()
-            for layer in self._layers:
+        """Compute as the candidates that `prepare` composed: each owns as many rows of every input, in order.
+
+        Other threads wait for their turn at the base until the block ends.
+        """
+        with self._base.turn, ExitStack() as stack:
+            for target, layer in zip(self._targets, self._layers, strict=True):
+                A_t = target.A(composed).to(self._dtype).transpose(1, 2)
+                side = SideFactors(A_t, target.B(composed).contiguous(), target.scaling)
                 if isinstance(layer, Int8Linear):
-                    layer.side = None
-                    layer.inputs.forget()
+                    stack.callback(layer.set_side, layer.side)
+                    layer.set_side(side)
+                else:
+                    stack.callback(layer.register_forward_hook(_adder(side)).remove)
+            yield
 
-    def _hook(self, index: int) -> Any:
-        def add_delta(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-            side = self._factors.get(index)
-            if side is None:
-                return None
-            y = output.view(len(side.B), -1, output.shape[-1])
-            return torch.baddbmm(y, side.inner(inputs[0]), side.B.mT.to(y.dtype)).view(output.shape)
 
-        return add_delta
+def _adder(side: SideFactors) -> Any:
+    def add_delta(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        y = output.view(len(side.B), -1, output.shape[-1])
+        return torch.baddbmm(y, side.inner(inputs[0]), side.B.mT.to(y.dtype)).view(output.shape)
+
+    return add_delta
 
 
 def _compute_dtype(base: Base) -> torch.dtype:

@@ -198,6 +198,11 @@ class Int8Linear(Int8Layer):
         self.inputs = QuantizedInputs()
         self.side: SideFactors | None = None
 
+    def set_side(self, side: SideFactors | None) -> None:
+        """Add this low-rank path from now on, or none."""
+        self.side = side
+        self.inputs.forget()
+
     def forward(self, x: torch.Tensor, gate: ops.Gate | None = None) -> torch.Tensor:
         """The output (..., out_features); with a gate of that shape activation(gate) * output, in the gate's place.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Base:
         device: where it computes.
         weight_files: the files that held the tensors.
         layer_engines: engine name -> number of int8 linears that use it.
+        turn: held by whoever has put a side path, scratch codes or gradients into the model: one at a time, so a base
+            may be shared by threads. A forward of `model` itself does not take it.
     """
 
     model: PreTrainedModel
@@ -39,6 +42,7 @@ class Base:
     device: torch.device
     weight_files: tuple[Path, ...]
     layer_engines: dict[str, int] = field(default_factory=dict)
+    turn: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Module path -> (out_features, in_features) of every linear layer: what a LoRA module can target."""
@@ -47,8 +51,10 @@ class Base:
 
     def replica(self) -> Base:
         """The same base with modules of its own over the same tensors: what a thread may give side paths to."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return dataclasses.replace(self, model=copy.deepcopy(self.model, {id(t): t for t in tensors}))
+        with self.turn:
+            tensors = [*self.model.parameters(), *self.model.buffers()]
+            model = copy.deepcopy(self.model, {id(t): t for t in tensors})
+        return dataclasses.replace(self, model=model, turn=threading.RLock())
 
     def weight_bytes(self) -> int:
         """Bytes of all weights as they lie in memory, a shared tensor counted once."""

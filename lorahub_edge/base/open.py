@@ -41,6 +41,11 @@ class OpenBase:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """As `Base.weight_files`."""
+        return self.checkpoint.files
+
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """As `Base.linear_shapes`."""
         return {n: (m.out_features, m.in_features) for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}

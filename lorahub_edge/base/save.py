@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear
 from lorahub_edge.base.model import Base, head_is_tied
-from lorahub_edge.errors import OutputExists
+from lorahub_edge.outputs import whole_folder
 
 SIDE_FILES = (
     "generation_config.json",
@@ -50,26 +50,16 @@ def save_base(
         The folder, with config.json, generation_config.json, model.safetensors and the source's tokenizer files.
 
     Raises:
-        OutputExists: the folder is there already.
-        OSError: nothing is left behind.
+        OutputExists, LorahubEdgeError: see `whole_folder`.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise OutputExists(f"output folder {folder} exists; name a new one")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        float_layers = _float_layers(base) if for_transformers else ()
+    float_layers = _float_layers(base) if for_transformers else ()
+    with whole_folder(folder) as partial:
         save_file(base_tensors(base, float_layers), partial / "model.safetensors", metadata={"format": "pt"})
         config = json.dumps(_config(base, float_layers), indent=2) + "\n"
         copy_side_files(base, partial)
         for name, text in {"config.json": config, **(extra_files or {})}.items():
             (partial / name).write_text(text, encoding="utf-8")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

@@ -7,7 +7,6 @@ answers with it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lorahub_edge.exporting.folder import prompt_record
 from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.reference import Settings, reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource
+from lorahub_edge.outputs import whole_file
 from lorahub_edge.serve.adapter import ADAPTER_FORMAT, ADAPTER_SUFFIX, ADAPTERS, input_names
 from lorahub_edge.serve.folder import REFERENCE
 from lorahub_edge.tasks import PromptFormat
@@ -71,16 +71,9 @@ def write_adapter(source: ExportSource, folder: Path, settings: Settings, forms:
         "max_new_tokens": source.max_new_tokens,
     }
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_reference(reference, arrays)
+    with whole_file(path) as partial, whole_file(reference) as partial_reference:
+        write_reference(partial_reference, arrays)
         save_file(tensors, partial, {"lorahub_edge": json.dumps(record)})
-        partial.rename(path)
-    except BaseException:  # an interrupt too
-        reference.unlink(missing_ok=True)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def remove_adapter(folder: Path, name: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
+from lorahub_edge.errors import InvalidInput
 from lorahub_edge.exporting.adapters import adapter_record, check_same_base, remove_adapter, write_adapter
 from lorahub_edge.exporting.folder import write_graphs, write_record, write_side_files
 from lorahub_edge.exporting.forms import LayerForm
@@ -24,9 +22,9 @@ from lorahub_edge.exporting.verification import VerificationFailed, compare, hea
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
+from lorahub_edge.outputs import check_free, whole_folder, write_text
 from lorahub_edge.serve.adapter import NO_ADAPTER
 from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, open_folder
-from lorahub_edge.sources import write_text_atomically
 from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -90,18 +88,16 @@ def export(
     """
     _check(precision, with_adapter, triton, in_place_int8)
     out = Path(out).expanduser().absolute()
-    if out.exists() and not (with_adapter and (out / RECORD).is_file()):
-        raise OutputExists(f"output folder {out} exists; name a new one")
+    adds_adapter = with_adapter and (out / RECORD).is_file()
+    if not adds_adapter:
+        check_free(out)
     found = open_source(
         source, precision, with_adapter=with_adapter, in_place_int8=in_place_int8, min_survival=min_survival
     )
-    try:
-        if out.exists():
-            report = _add_adapter(found, out, precision)
-        else:
-            report = _write_new(found, out, precision, out.name if triton else None, inline_limit_bytes)
-    except OSError as error:
-        raise LorahubEdgeError(f"output folder {out}: cannot be written ({error.strerror or error})") from error
+    if adds_adapter:
+        report = _add_adapter(found, out, precision)
+    else:
+        report = _write_new(found, out, precision, out.name if triton else None, inline_limit_bytes)
     n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Exported(out, report, n_bytes, precision, peak_memory())
 
@@ -118,19 +114,13 @@ def _check(precision: str, with_adapter: bool, triton: bool, in_place_int8: bool
 def _write_new(
     source: ExportSource, out: Path, precision: str, triton_name: str | None, inline_limit_bytes: int
 ) -> dict[str, Any]:
-    """Write and verify under a temporary name; a folder that does not verify is gone."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    """Write and verify; a folder that does not verify never gets its name."""
+    with whole_folder(out) as partial:
         _write(source, partial, precision, triton_name, inline_limit_bytes)
         _free(source)  # onnxruntime needs the room
         report = compare(partial)
         _check_report(report, out)
         (partial / VERIFICATION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
 
 
@@ -149,7 +139,7 @@ def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, A
     except BaseException:
         remove_adapter(out, source.name)
         raise
-    write_text_atomically(out / VERIFICATION, json.dumps(report, indent=2) + "\n")
+    write_text(out / VERIFICATION, json.dumps(report, indent=2) + "\n")
     return report
 
 

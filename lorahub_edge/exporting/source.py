@@ -56,7 +56,7 @@ class ExportSource:
             return
         stack = ModuleStack.build([self.module], self.base)
         side_path = SidePath(self.base, stack)
-        with side_path.installed(), side_path.active(side_path.prepare(torch.ones(1, 1))):
+        with side_path.active(side_path.prepare(torch.ones(1, 1))):
             yield
 
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from lorahub_edge.errors import LorahubEdgeError, UnsupportedFormat
 from lorahub_edge.exporting.adapters import adapter_names, adapter_paths
 from lorahub_edge.exporting.reference import relative_errors
+from lorahub_edge.outputs import write_text
 from lorahub_edge.serve import ExportFolder, OnnxModel
 from lorahub_edge.serve.adapter import NO_ADAPTER
 from lorahub_edge.serve.folder import REFERENCE, VERIFICATION, open_folder
-from lorahub_edge.sources import write_text_atomically
 
 # What is left where no input is rounded: float32 sums in another order. Measured: up to 4e-5.
 FLOAT_TOLERANCE = 1e-3
@@ -118,7 +118,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         InvalidInput, UnsupportedFormat: not an export, or one that cannot be loaded.
     """
     report = compare(Path(folder).expanduser())
-    write_text_atomically(Path(folder).expanduser() / VERIFICATION, json.dumps(report, indent=2) + "\n")
+    write_text(Path(folder).expanduser() / VERIFICATION, json.dumps(report, indent=2) + "\n")
     if not report["passed"]:
         raise VerificationFailed(f"{folder}: {headline(report)}; see {VERIFICATION}", report)
     return report

@@ -13,12 +13,13 @@ import torch
 from lorahub_edge.adaptation import Run
 from lorahub_edge.base import Base, Int8Linear, Int8Weight, save_base
 from lorahub_edge.base.open import PRECISIONS
-from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError, OutputExists
+from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import versions
 from lorahub_edge.merging.inject import inject_float, inject_int8
 from lorahub_edge.merging.source import RunSource, examples_text, load_run_base, read_run
 from lorahub_edge.merging.survival import LayerSurvival, Survival
+from lorahub_edge.outputs import check_free
 
 MERGE_FORMAT = "lorahub-edge-merge/1"
 MERGE_RECORD, SURVIVAL, EXAMPLES = "merge.json", "survival.json", "examples.jsonl"
@@ -122,8 +123,8 @@ def _check(precision: str, in_place_int8: bool, rounding: str, min_survival: flo
         raise InvalidInput("rounding: the float source is rounded to nearest; stochastic goes with --in-place-int8")
     if not 0 <= min_survival <= 1:
         raise InvalidInput(f"min_survival: expected a number from 0 to 1, received {min_survival}")
-    if out is not None and Path(out).expanduser().exists():
-        raise OutputExists(f"output folder {out} exists; name a new one")
+    if out is not None:
+        check_free(Path(out).expanduser())
 
 
 def _source(run: str | Path | Run) -> RunSource:
@@ -231,8 +232,5 @@ def _save(merged: Merged, out: Path) -> Merged:
     }
     if merged.source.examples:
         extra[EXAMPLES] = examples_text(merged.source.examples)
-    try:
-        save_base(merged.base, out, for_transformers=True, extra_files=extra)
-    except OSError as error:
-        raise LorahubEdgeError(f"output folder {out}: cannot be written ({error.strerror or error})") from error
+    save_base(merged.base, out, for_transformers=True, extra_files=extra)
     return Merged(merged.base, merged.survival, merged.source, merged.record, out)

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from lorahub_edge.base.checkpoint import load_bin
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.modules.adapter_config import CONFIG_FILE, pattern_value, read_config
-from lorahub_edge.sources import write_text_atomically
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -254,7 +253,7 @@ def write_module(module: LoraModule, folder: Path, *, base_name: str, task_type:
         tensors[f"{_PREFIX}{target}.lora_A.weight"] = factors.A.contiguous()
         tensors[f"{_PREFIX}{target}.lora_B.weight"] = factors.B.contiguous()
     save_file(tensors, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
-    write_text_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _most_common(values: list[Any]) -> Any:

@@ -36,12 +36,20 @@ class ModuleStack:
     scales: torch.Tensor | None = None
 
     @classmethod
-    def build(cls, modules: Sequence[LoraModule | ModuleFolder], base: Base, *, dtype: str = "fp32") -> ModuleStack:
+    def build(
+        cls,
+        modules: Sequence[LoraModule | ModuleFolder],
+        base: Base,
+        *,
+        layout: StackLayout | None = None,
+        dtype: str = "fp32",
+    ) -> ModuleStack:
         """Check the modules against the base and lay them out, one module at a time in memory.
 
         Args:
             modules: at least one; those on disk are read here.
             base: whose layers they change.
+            layout: where their factors lie, if that was decided before.
             dtype: of the stored values, "fp32", "bf16" or "int8" (a block of a module rounds to 127 steps of its
                 largest value).
 
@@ -49,7 +57,8 @@ class ModuleStack:
             IncompatibleModules: no modules, a name twice, or a module for another base: names module and target.
             UnsupportedFormat: see `read_module`.
         """
-        layout = StackLayout.of([m.outline() for m in modules], base.linear_shapes(), base.source.spec)
+        if layout is None:
+            layout = StackLayout.of([m.outline() for m in modules], base.linear_shapes(), base.source.spec)
         stack = cls.empty(layout, dtype)
         row = torch.empty(1, layout.n_blocks * BLOCK)
         for k, module in enumerate(modules):

@@ -25,6 +25,7 @@ def load_stack(
     modules: Sequence[LoraModule | ModuleFolder],
     base: Base,
     *,
+    layout: StackLayout | None = None,
     dtype: str = "fp32",
     mapping: str = "resident",
     cache: Cache | None = None,
@@ -34,6 +35,7 @@ def load_stack(
     Args:
         modules: at least one; only those on disk are kept in the cache.
         base: whose layers they change.
+        layout: where their factors lie, if that was decided before.
         dtype: see `ModuleStack.build`.
         mapping: "resident" holds it in memory; "mmap" leaves it in the cache's file, whose pages the system may take
             back and read again.
@@ -49,11 +51,11 @@ def load_stack(
     n_bytes = sum(path.stat().st_size for m in folders for path in m.files)
     in_memory = len(folders) < len(modules)
     if cache is None or in_memory or (n_bytes < cache.min_bytes and mapping == "resident"):
-        return ModuleStack.build(modules, base, dtype=dtype)
+        return ModuleStack.build(modules, base, layout=layout, dtype=dtype)
     key = _key(folders, base, dtype, cache)
     entry = cache.open(key)
     if entry is None:
-        stack = ModuleStack.build(modules, base, dtype=dtype)
+        stack = ModuleStack.build(modules, base, layout=layout, dtype=dtype)
         cache.store(key, lambda folder: _write(stack, folder))
         entry = cache.open(key) if mapping == "mmap" else None
         if entry is None:

@@ -7,7 +7,6 @@ can be made again with --only; a module that is there already is left alone. The
 import argparse
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 from lorahub_edge import pocket
 from lorahub_edge.base import load_base
 from lorahub_edge.modules import LoraFactors, read_module, write_module
+from lorahub_edge.outputs import whole_folder
 from lorahub_edge.pocket import heldout, upstream
 from lorahub_edge.pocket.base_training import BaseSettings, save_base, train_base
 from lorahub_edge.pocket.tokenizer import save_tokenizer
@@ -80,17 +80,14 @@ def keep_module(trained: Path, target: Path) -> None:
     """Write a trained module in float16, without what is only true of the machine that trained it."""
     module = read_module(trained)
     half = {t: LoraFactors(f.A.to(torch.float16), f.B.to(torch.float16), f.scaling) for t, f in module.factors.items()}
-    unfinished = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_module(
-        replace(module, factors=half),
-        unfinished,
-        base_name="lorahub_edge/pocket",
-        task_type="SEQ_2_SEQ_LM",
-        targets=sorted({t.rpartition(".")[2] for t in half}),
-    )
-    unfinished.rename(target)
+    with whole_folder(target) as unfinished:
+        write_module(
+            replace(module, factors=half),
+            unfinished,
+            base_name="lorahub_edge/pocket",
+            task_type="SEQ_2_SEQ_LM",
+            targets=sorted({t.rpartition(".")[2] for t in half}),
+        )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from lorahub_edge.search.run import Evaluated, SearchResult, run_search
 from lorahub_edge.search.searchers import (
+    SCREEN_BATCH,
     NevergradSearcher,
     ScreeningSearcher,
     Searcher,
@@ -10,6 +11,7 @@ from lorahub_edge.search.searchers import (
 )
 
 __all__ = [
+    "SCREEN_BATCH",
     "Evaluated",
     "NevergradSearcher",
     "ScreeningSearcher",

@@ -70,7 +70,7 @@ def run_search(
     evaluate: Callable[[npt.NDArray[np.float64]], Sequence[V]],
     searcher: Searcher,
     budget: int,
-    on_evaluated: Callable[[Evaluated[V]], None] | None = None,
+    on_evaluated: Callable[[Sequence[Evaluated[V]]], None] | None = None,
 ) -> SearchResult[V]:
     """Minimise until the budget is spent.
 
@@ -78,7 +78,7 @@ def run_search(
         evaluate: float64 (n_candidates, n) -> one value per candidate.
         searcher: proposes candidates.
         budget: number of evaluations, at least 1; never exceeded.
-        on_evaluated: called after each evaluation, in order (journal, progress bar).
+        on_evaluated: called after each batch with its evaluations, in order (journal, progress bar).
 
     Returns:
         The best of all evaluated candidates, earlier ones first among equals.
@@ -98,13 +98,12 @@ def run_search(
             candidates = searcher.ask(budget - n_evaluations)
             values = evaluate(candidates)
             searcher.tell(candidates, np.array([_finite(v.objective) for v in values]))
-            for coefficients, value in zip(candidates, values, strict=True):
-                evaluated = Evaluated(n_evaluations, coefficients, value)
-                n_evaluations += 1
-                if best is None or _finite(value.objective) < _finite(best.value.objective):
-                    best = evaluated
-                if on_evaluated is not None:
-                    on_evaluated(evaluated)
+            pairs = zip(candidates, values, strict=True)
+            batch = [Evaluated(n_evaluations + i, coefficients, value) for i, (coefficients, value) in enumerate(pairs)]
+            n_evaluations += len(batch)
+            best = min([*([] if best is None else [best]), *batch], key=lambda e: _finite(e.value.objective))
+            if on_evaluated is not None:
+                on_evaluated(batch)
     except KeyboardInterrupt:
         if best is None:
             raise

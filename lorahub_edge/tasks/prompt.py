@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lorahub_edge.base import Base, OpenBase
-from lorahub_edge.errors import InvalidInput, first_line
+from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, first_line
 from lorahub_edge.tasks.examples import Example
 
 _MARK = "{input}"
 _SENTINEL = "\x1aANSWER\x1a"
 
 
-class InputsWereCut(UserWarning):
+class InputsWereCut(LorahubEdgeWarning):
     """Texts were longer than the model takes."""
 
 

@@ -6,15 +6,14 @@ PEFT makes and saves the module. Defaults are those of LoRAHub's training script
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lorahub_edge.base import Base, load_base
-from lorahub_edge.errors import LorahubEdgeError, OutputExists
 from lorahub_edge.modules import LoraModule, read_module
+from lorahub_edge.outputs import check_free, whole_folder
 from lorahub_edge.tasks import Example, load_examples
 from lorahub_edge.train.loop import OnStep
 from lorahub_edge.train.settings import TrainSettings
@@ -53,8 +52,7 @@ def train_module(
     settings = settings or TrainSettings()
     settings.check()
     out = Path(out).expanduser().absolute()
-    if out.exists():
-        raise OutputExists(f"output folder {out} exists; name a new one")
+    check_free(out)
     rows = load_examples(examples, split="train") if isinstance(examples, (str, Path)) else list(examples)
     loaded = base if isinstance(base, Base) else _load_float(str(base), device)
     with tuned(loaded, rows, "lora", settings=settings, prompt=prompt, on_step=on_step) as result:
@@ -69,17 +67,9 @@ def _load_float(spec: str, device: str) -> Base:
 
 
 def _save(model: Any, base: Base, out: Path, record: dict[str, Any]) -> None:
-    """PEFT's folder plus training.json, under a temporary name until it is whole."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    """PEFT's folder plus training.json."""
+    with whole_folder(out) as partial:
         model.save_pretrained(partial, save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         training = {"base": base.source.spec, "base_revision": base.source.revision, **record}
         (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(out)
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        raise LorahubEdgeError(f"output folder {out}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

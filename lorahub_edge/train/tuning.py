@@ -74,16 +74,17 @@ def tuned(
         raise InvalidInput(f"kind '{kind}' is not known; expected {', '.join(KINDS)}")
     if base.precision == "int8":
         raise InvalidInput("train: the base is int8; load it with precision='fp32' or 'bf16'")
-    torch.manual_seed(settings.seed)  # PEFT initialises and drops out from torch's global state
-    model, restore = KINDS[kind](base, settings)
-    try:
-        n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        losses = descend(model, base, _encoded(base, rows, settings, prompt), settings, on_step)
-        base.model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
-        yield Tuned(model, tuple(losses), n_parameters)
-    finally:
-        restore()
-        base.model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+    with base.turn:
+        torch.manual_seed(settings.seed)  # PEFT initialises and drops out from torch's global state
+        model, restore = KINDS[kind](base, settings)
+        try:
+            n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            losses = descend(model, base, _encoded(base, rows, settings, prompt), settings, on_step)
+            base.model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+            yield Tuned(model, tuple(losses), n_parameters)
+        finally:
+            restore()
+            base.model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
 
 
 def _encoded(base: Base, rows: Sequence[Example], settings: TrainSettings, prompt: str) -> list[EncodedExample]:

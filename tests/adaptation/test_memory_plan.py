@@ -123,9 +123,9 @@ def test_a_mapped_stack_searches_like_a_resident_one(bases, module_folders, exam
     def only(plans):
         return next(p for p in plans if p.mapping == mapping and p.stack_dtype == "fp32")
 
-    monkeypatch.setattr("lorahub_edge.adaptation.job.choose_plan", only)
+    monkeypatch.setattr("lorahub_edge.adaptation.entry.choose_plan", only)
     run = lorahub_edge.adapt(str(bases["t5"]), module_folders["t5"], example_file, **FAST)
-    monkeypatch.setattr("lorahub_edge.adaptation.job.choose_plan", choose_plan)
+    monkeypatch.setattr("lorahub_edge.adaptation.entry.choose_plan", choose_plan)
     plain = lorahub_edge.adapt(str(bases["t5"]), module_folders["t5"], example_file, **FAST, cache=False)
     assert run.manifest["memory_plan"]["mapping"] == mapping
     assert run.loss == plain.loss

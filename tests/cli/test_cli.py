@@ -209,12 +209,12 @@ def test_cut_examples_are_a_warning_on_stderr(adapt):
 
 def test_plan_says_what_fits_and_exits_with_1_if_nothing_does(call, bases, module_folders, example_file):
     arguments = ("plan", "--base", bases["t5"], "--modules", module_folders["t5"], "--examples", example_file)
-    fits = call(*arguments, "--budget-memory", "100GiB")
+    fits = call(*arguments, "--max-memory", "100GiB")
     assert fits.exit_code == 0
     assert fits.stdout.startswith("fits 107.37 GB: needs ")
     assert "modules as fp32, resident" in fits.stdout
     assert "mmap" in fits.stdout
-    too_much = call(*arguments, "--budget-memory", "1MB", "--no-cache")
+    too_much = call(*arguments, "--max-memory", "1MB", "--no-cache")
     assert too_much.exit_code == 1
     assert too_much.stdout.startswith("does not fit 1 MB: at least ")
     assert "mmap" not in too_much.stdout

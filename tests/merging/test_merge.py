@@ -45,7 +45,7 @@ def side_path_logits(run, precision):
     base = lorahub_edge.load_base(manifest["base"]["spec"], precision=precision, device="cpu")
     stack = ModuleStack.build([read_module(run / "adapter")], base)
     side_path = SidePath(base, stack)
-    with side_path.installed(), side_path.active(side_path.prepare(torch.ones(1, 1))):
+    with side_path.active(side_path.prepare(torch.ones(1, 1))):
         return logits(base.model, base.family.is_seq2seq)
 
 

@@ -1,0 +1,153 @@
+"""The stages before the search, each a frozen value made from the one before: opened, encoded, planned.
+
+Weights are still on disk when the last of them is there, so a run that cannot work ends before anything slow begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, Workload, memory_plans
+from lorahub_edge.adaptation.settings import RunSettings, SearchSettings
+from lorahub_edge.adaptation.task import Task
+from lorahub_edge.base import Base, OpenBase, open_base
+from lorahub_edge.cache import Cache, content_hashes
+from lorahub_edge.measure import Stopwatch, versions
+from lorahub_edge.modules import LoraModule, ModuleFolder, StackLayout, can_map, find_modules
+from lorahub_edge.search import load_optimisers
+from lorahub_edge.tasks import EncodedExample, PromptFormat
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Base and modules, found and checked against each other.
+
+    Attributes:
+        base: opened; loaded only if it was handed over so.
+        modules: in the order given.
+        layout: where their factors will lie.
+    """
+
+    base: Base | OpenBase
+    modules: Sequence[LoraModule | ModuleFolder]
+    layout: StackLayout
+
+
+def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, stopwatch: Stopwatch) -> Opened:
+    """Find the base and the modules, all but their weights.
+
+    Args, Raises: see `adapt`.
+    """
+    with stopwatch.stage("load_base"):
+        opened = (
+            base
+            if isinstance(base, Base)
+            else open_base(str(base), precision=settings.precision, device=settings.device)
+        )
+    with stopwatch.stage("load_modules"):
+        given = [] if isinstance(modules, (str, Path)) else list(modules)
+        are_loaded = given and all(isinstance(m, LoraModule) for m in given)
+        found = given if are_loaded else find_modules(given or modules)
+        outlines = [module.outline() for module in found]
+        layout = StackLayout.of(outlines, opened.linear_shapes(), opened.source.spec)
+    return Opened(opened, found, layout)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The task as token ids.
+
+    Attributes:
+        prompt: how text became tokens.
+        prompt_record: what it was made from.
+        examples: what the search reads.
+        test: prompts of the test rows.
+        n_cut: examples that were longer than the model takes.
+        max_new_tokens: where answers are cut.
+    """
+
+    prompt: PromptFormat
+    prompt_record: Mapping[str, Any]
+    examples: Sequence[EncodedExample]
+    test: Sequence[Sequence[int]]
+    n_cut: int
+    max_new_tokens: int
+
+
+def encode(opened: Opened, task: Task, settings: RunSettings) -> Encoded:
+    """Tokenise the examples and the test, once."""
+    prompt = PromptFormat.for_base(opened.base, template=settings.prompt, max_input_tokens=settings.max_input_tokens)
+    record = {"template": settings.prompt, "max_input_tokens": prompt.max_input_tokens}
+    examples = prompt.encode_all(task.examples)
+    n_cut = prompt.warn_of_cuts((e.was_cut for e in examples), "examples")
+    test = prompt.encode_inputs([e.input for e in task.test], "test inputs")
+    max_new_tokens = settings.max_new_tokens or default_max_new_tokens(examples)
+    return Encoded(prompt, record, examples, test, n_cut, max_new_tokens)
+
+
+def default_max_new_tokens(examples: Sequence[EncodedExample]) -> int:
+    """Where answers are cut unless a user says otherwise: well behind the longest that was seen."""
+    return 2 * max(len(e.target_ids) for e in examples) + 8
+
+
+def plan_memory(opened: Opened, encoded: Encoded, settings: RunSettings, cache: Cache | None) -> list[MemoryPlan]:
+    """All that the run may do with memory, what gives up least first; see `choose_plan`."""
+    load_optimisers(settings.search(1).optimizer)  # before what Python itself takes is measured
+    tested_tokens = max((len(ids) + encoded.max_new_tokens for ids in encoded.test), default=0)
+    return memory_plans(
+        opened.base,
+        opened.layout,
+        Workload(encoded.examples, tested_tokens, settings.evaluate_by),
+        budget_bytes=settings.budget_bytes,
+        stack_dtype=settings.stack_dtype,
+        can_map=can_map(opened.modules, opened.base.device, cache),
+    )
+
+
+@dataclass(frozen=True)
+class ContentHashes:
+    """What the weights were before they were loaded.
+
+    Attributes:
+        base: file name -> hex SHA-256.
+        modules: the same of each module, in order.
+    """
+
+    base: Mapping[str, str]
+    modules: Sequence[Mapping[str, str]]
+
+    @classmethod
+    def of(cls, opened: Opened, cache: Cache | None) -> ContentHashes:
+        """Of all files of the opened inputs, remembered where there is a cache."""
+        base = content_hashes(opened.base.weight_files, cache)
+        return cls(base, [content_hashes(module.files, cache) for module in opened.modules])
+
+
+def evaluation_inputs(
+    opened: Opened, encoded: Encoded, search: SearchSettings, plan: MemoryPlan, hashes: ContentHashes
+) -> dict[str, str]:
+    """Part of the inputs -> hash: all that an evaluation's value and place in the search depend on."""
+    parts = {
+        "base": [hashes.base, opened.base.precision, opened.base.device.type],
+        "modules": [[m.name, files or _digest(m)] for m, files in zip(opened.modules, hashes.modules, strict=True)],
+        "examples": [[e.input_ids, e.target_ids] for e in encoded.examples],
+        "search settings": asdict(search),
+        "memory plan": [plan.stack_dtype, plan.tokens_per_call],
+        "versions": versions(),
+    }
+    return {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
+
+
+def _digest(module: LoraModule | ModuleFolder) -> str:
+    """Of a module that was made in memory."""
+    digest = hashlib.sha256()
+    for target, factors in module.read().factors.items():
+        digest.update(f"{target} {factors.scaling!r} {tuple(factors.A.shape)}".encode())
+        for factor in (factors.A, factors.B):
+            digest.update(factor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""A Base may be shared by threads: each call answers as if it had been alone, and an error leaves nothing behind."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import lorahub_edge
+from lorahub_edge.adaptation import SidePath
+from lorahub_edge.modules import ModuleStack, load_modules
+from tests import tiny
+
+INPUTS = [row[0] for row in tiny.ROWS] * 3
+
+
+@pytest.fixture
+def two_torch_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def models_of(base, modules):
+    """Two models over one base that answer differently."""
+    run = lorahub_edge.adapt(base, modules, tiny.ROWS, n_examples=4, budget=4, null_control=False)
+    stack = ModuleStack.build(modules, base)
+    far = torch.tensor([6.0, -6.0, 6.0, 6.0], dtype=torch.float64)
+    other = lorahub_edge.AdaptedModel(base, stack, far, run.model.prompt, run.model.max_new_tokens)
+    return run.model, other
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_threads_that_share_a_base_answer_as_if_alone(bases, module_folders, kind, precision, two_torch_threads):
+    base = lorahub_edge.load_base(str(bases[kind]), precision=precision, device="cpu")
+    modules = load_modules(module_folders[kind])
+    models = models_of(base, modules)
+    expected = [model.predict(INPUTS) for model in models]
+    losses = [model.loss(tiny.ROWS) for model in models]
+    assert expected[0] != expected[1]
+
+    def ask(number):
+        which = number % 2
+        assert models[which].loss(tiny.ROWS) == losses[which]
+        return models[which].predict(INPUTS) == expected[which]
+
+    with ThreadPoolExecutor(4) as pool:
+        search = pool.submit(models_of, base, modules)
+        assert all(pool.map(ask, range(16)))
+        assert search.result()[0].predict(INPUTS) == expected[0]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_an_error_half_way_leaves_no_side_on_the_base(bases, module_folders, precision, monkeypatch):
+    base = lorahub_edge.load_base(str(bases["t5"]), precision=precision, device="cpu")
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[0]])}
+    before = base.model(**inputs).logits
+    path = SidePath(base, ModuleStack.build(load_modules(module_folders["t5"]), base))
+    composed = path.prepare(torch.ones(1, 4))
+
+    def fails_for_the_last(self, rows):
+        if self.name == path._targets[-1].name:
+            raise MemoryError
+        return original(self, rows)
+
+    original = type(path._targets[0]).B
+    monkeypatch.setattr(type(path._targets[0]), "B", fails_for_the_last)
+    with pytest.raises(MemoryError), path.active(composed):
+        pytest.fail("not reached")
+    assert torch.equal(base.model(**inputs).logits, before)
+    assert base.turn.acquire(blocking=False)
+
+
+def test_a_path_inside_another_gives_its_place_back(bases, module_folders):
+    base = lorahub_edge.load_base(str(bases["t5"]), device="cpu")
+    stack = ModuleStack.build(load_modules(module_folders["t5"]), base)
+    outer, inner = SidePath(base, stack), SidePath(base, stack)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[0]])}
+    with outer.active(outer.prepare(torch.ones(1, 4))):
+        expected = base.model(**inputs).logits
+        with inner.active(inner.prepare(torch.zeros(1, 4))):
+            assert not torch.equal(base.model(**inputs).logits, expected)
+        assert torch.equal(base.model(**inputs).logits, expected)
