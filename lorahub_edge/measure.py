@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from lorahub_edge.errors import InvalidInput
 
 _PACKAGES = ("lorahub-edge", "torch", "transformers", "peft", "nevergrad", "bitsandbytes", "safetensors", "numpy")
+
+
+_STATUS = Path("/proc/self/status")  # on Linux
 
 
 class Stopwatch:
@@ -51,19 +57,21 @@ def wait_for_gpu() -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak memory of this process in bytes, as far as the system tells.
+    """Peak memory of this process in bytes: the high-water mark of resident memory, as "VmHWM_bytes" on any system.
 
-    Linux: the high-water mark of resident memory, and what is resident now, split into anonymous and file-backed
-    pages (mapped checkpoints). CUDA: torch's two peaks, which exclude the driver's own context.
+    Linux also tells what is resident now, split into anonymous and file-backed pages (mapped checkpoints). CUDA:
+    torch's two peaks, which exclude the driver's own context.
     """
     record: dict[str, int] = {}
-    status = Path("/proc/self/status")
-    if status.exists():
+    if _STATUS.exists():
         # getrusage's ru_maxrss is inherited across exec, so it may be a parent's
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
         for field in ("VmHWM", "RssAnon", "RssFile"):
             if field in fields:
                 record[f"{field}_bytes"] = int(fields[field].split()[0]) * 1024
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        record["VmHWM_bytes"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if torch.cuda.is_available():
         record["cuda_max_allocated_bytes"] = torch.cuda.max_memory_allocated()
         record["cuda_max_reserved_bytes"] = torch.cuda.max_memory_reserved()
@@ -71,12 +79,8 @@ def peak_memory() -> dict[str, int]:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory now, files it has mapped included; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    line = next((line for line in status.read_text().splitlines() if line.startswith("VmRSS:")), "VmRSS: 0 kB")
-    return int(line.split()[1]) * 1024
+    """What this process has in memory now, files it has mapped included."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def format_bytes(n_bytes: float) -> str:
