@@ -74,6 +74,7 @@ def kill(n_evaluations: int, delay_s: float, settings: dict) -> int:
     return lines_in(Path(f"{settings['out']}.unfinished"))
 
 
+@pytest.mark.filterwarnings("ignore:Underlying optimizer has already converged")
 @pytest.mark.parametrize(("preset", "budget"), [("edge", 60), ("paper", 60), ("lorahub-code", 40)])
 def test_ten_kills_at_random_moments_change_no_bit(settings, tmp_path, preset, budget, monkeypatch):
     multiprocessing.set_forkserver_preload([__name__])  # torch is imported once for all of them
