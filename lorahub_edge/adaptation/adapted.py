@@ -19,6 +19,7 @@ from lorahub_edge.cache import content_hashes, default_cache
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import ModuleStack, read_module
 from lorahub_edge.tasks import PromptFormat, exact_match
+from lorahub_edge.tasks.lost import warn_of_unreachable
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ class AdaptedModel:
     def evaluate(self, examples: Examples) -> Score:
         """Loss and exact match on a file or a list of examples."""
         rows = as_examples(examples)
+        targets = [e.target for e in rows]
+        warn_of_unreachable(self.prompt, targets, "examples")
         answers = self.predict([e.input for e in rows])
-        return Score(self.loss(rows), exact_match(answers, [e.target for e in rows]), len(rows), tuple(answers))
+        return Score(self.loss(rows), exact_match(answers, targets), len(rows), tuple(answers))
 
     def __repr__(self) -> str:
         return f"AdaptedModel({self.base!r}, {len(self.stack.names)} modules)"
@@ -99,7 +102,7 @@ def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     try:
         record: dict[str, Any] = manifest["base"]
         spec, revision, precision, files = (record[key] for key in ("spec", "revision", "precision", "files"))
-        prompt_settings, max_new_tokens = dict(manifest["prompt"]), int(manifest["max_new_tokens"])
+        prompt_record, max_new_tokens = dict(manifest["prompt"]), int(manifest["max_new_tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"run {folder}: its manifest.json is incomplete ({error!r})") from error
     if revision:
@@ -109,5 +112,5 @@ def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     if content_hashes(base.weight_files, cache) != files:
         raise InvalidInput(f"run {folder}: base '{spec}' has changed since the run; adapt again or restore the base")
     stack = ModuleStack.build([read_module(folder / ADAPTER)], base)
-    prompt = PromptFormat.for_base(base, **prompt_settings)
+    prompt = PromptFormat.of_record(base, prompt_record)
     return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, max_new_tokens)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
-from transformers import GenerationConfig
 
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL
 from lorahub_edge.adaptation.lanes import Lanes, bases_for, n_lanes
@@ -14,6 +13,7 @@ from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import PromptFormat
+from lorahub_edge.tasks.batches import greedy_tokens
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -50,7 +50,8 @@ def greedy_answers(
     batches = list(_batches(lengths, min(batch_size, -(-len(order) // len(bases))), tokens // len(bases)))
 
     def job_for(rows: list[int]) -> Callable[[Base], list[str]]:
-        return lambda place: _generate(place, prompt, [encoded[i] for i in rows], max_new_tokens)
+        prompts = [encoded[i] for i in rows]
+        return lambda place: [*map(prompt.answer_text, greedy_tokens(place, prompts, prompt, max_new_tokens))]
 
     with ExitStack() as stack_of, Lanes(bases) as lanes:
         for place in bases:
@@ -73,41 +74,3 @@ def _batches(lengths: Sequence[int], batch_size: int, tokens_per_call: int) -> I
         if stop == len(lengths) or n_rows > batch_size or n_rows * lengths[stop] > tokens_per_call:
             yield slice(start, stop)
             start = stop
-
-
-@torch.inference_mode()
-def _generate(base: Base, prompt: PromptFormat, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-    pad = _pad_token_id(base)
-    length = max(map(len, encoded))
-    input_ids = torch.full((len(encoded), length), pad)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(encoded):
-        # a decoder-only model goes on from the last position, so its padding stands in front
-        place = slice(0, len(ids)) if base.family.is_seq2seq else slice(length - len(ids), length)
-        input_ids[row, place] = torch.tensor(ids)
-        attention_mask[row, place] = 1
-    output = base.model.generate(  # type: ignore[operator]
-        input_ids=input_ids.to(base.device),
-        attention_mask=attention_mask.to(base.device),
-        generation_config=_greedy(base, prompt, pad, max_new_tokens),
-    )
-    answers = output if base.family.is_seq2seq else output[:, length:]
-    return [text.strip() for text in base.tokenizer.batch_decode(answers, skip_special_tokens=True)]
-
-
-def _greedy(base: Base, prompt: PromptFormat, pad: int, max_new_tokens: int) -> GenerationConfig:
-    stops = {base.tokenizer.eos_token_id, *prompt.end_ids[:1]}
-    start = getattr(base.model.config, "decoder_start_token_id", None)
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad,
-        eos_token_id=sorted(stops),
-        decoder_start_token_id=start,
-    )
-
-
-def _pad_token_id(base: Base) -> int:
-    pad = base.tokenizer.pad_token_id
-    return int(base.tokenizer.eos_token_id if pad is None else pad)

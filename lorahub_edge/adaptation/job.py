@@ -239,9 +239,9 @@ class Job:
             task=self.task,
             hashes=self.hashes,
             inputs=dict(self.inputs),
-            prompt=dict(self.encoded.prompt_record),
+            prompt=self.encoded.prompt.as_record(),
             max_new_tokens=self.encoded.max_new_tokens,
-            n_cut=self.encoded.n_cut,
+            **self.encoded.lost,
             memory_plan=self.plan.as_record(),
             search={
                 **dataclasses.asdict(self.settings),

@@ -24,8 +24,7 @@ from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import EncodedExample
-
-_IGNORED = -100  # label of positions that carry no loss
+from lorahub_edge.tasks.batches import IGNORED, answer_batch
 
 # How a candidate's delta gets into the base.
 ROUTES: dict[str, type[SidePath] | type[Injection]] = {"side": SidePath, "inject": Injection}
@@ -53,7 +52,7 @@ class _Bucket:
     def of(cls, model_inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: tuple[int, ...]) -> _Bucket:
         """The bucket of inputs and labels, on the inputs' device."""
         device = next(iter(model_inputs.values())).device
-        places = torch.nonzero(labels.flatten() != _IGNORED)[:, 0]
+        places = torch.nonzero(labels.flatten() != IGNORED)[:, 0]
         return cls(model_inputs, labels, labels.flatten()[places].to(device), places.to(device), rows)
 
     @property
@@ -204,29 +203,10 @@ class _NothingKept(DynamicCache):
 
 
 def _buckets(base: Base, examples: Sequence[EncodedExample], limits: CallLimits) -> list[_Bucket]:
-    make = _seq2seq_bucket if base.family.is_seq2seq else _causal_bucket
     groups = bucket_rows(examples, limits, is_seq2seq=base.family.is_seq2seq)
-    return [make(base, [examples[row] for row in rows], tuple(rows)) for rows in groups]
+    return [_bucket(base.device, [examples[row] for row in rows], tuple(rows)) for rows in groups]
 
 
-def _seq2seq_bucket(base: Base, examples: Sequence[EncodedExample], rows: tuple[int, ...]) -> _Bucket:
-    """The decoder sees only what is before a token, so shorter answers are padded behind their end."""
-    length = max(len(e.target_ids) for e in examples)
-    config = base.model.config
-    labels = torch.full((len(examples), length), _IGNORED)
-    decoder_input_ids = torch.full((len(examples), length), config.pad_token_id)
-    decoder_input_ids[:, 0] = config.decoder_start_token_id
-    for row, example in enumerate(examples):
-        target = torch.tensor(example.target_ids)
-        labels[row, : len(target)] = target
-        decoder_input_ids[row, 1 : len(target)] = target[:-1]
-    input_ids = torch.tensor([e.input_ids for e in examples])
-    inputs = {"input_ids": input_ids.to(base.device), "decoder_input_ids": decoder_input_ids.to(base.device)}
-    return _Bucket.of(inputs, labels, rows)
-
-
-def _causal_bucket(base: Base, examples: Sequence[EncodedExample], rows: tuple[int, ...]) -> _Bucket:
-    """The last target token is only predicted, never read; the positions before the targets predict them."""
-    input_ids = torch.tensor([e.input_ids + e.target_ids[:-1] for e in examples])
-    labels = torch.tensor([e.target_ids for e in examples])
-    return _Bucket.of({"input_ids": input_ids.to(base.device)}, labels, rows)
+def _bucket(device: torch.device, examples: Sequence[EncodedExample], rows: tuple[int, ...]) -> _Bucket:
+    batch = answer_batch(examples)
+    return _Bucket.of({name: value.to(device) for name, value in batch.model_inputs.items()}, batch.labels, rows)

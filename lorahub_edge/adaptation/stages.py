@@ -21,6 +21,7 @@ from lorahub_edge.measure import Stopwatch, versions
 from lorahub_edge.modules import LoraModule, ModuleFolder, StackLayout, can_map, find_modules
 from lorahub_edge.search import load_optimisers
 from lorahub_edge.tasks import EncodedExample, PromptFormat
+from lorahub_edge.tasks.lost import warn_of_unreachable
 
 
 @dataclass(frozen=True)
@@ -64,30 +65,27 @@ class Encoded:
 
     Attributes:
         prompt: how text became tokens.
-        prompt_record: what it was made from.
         examples: what the search reads.
         test: prompts of the test rows.
-        n_cut: examples that were longer than the model takes.
+        lost: what of the task's texts the tokens do not hold, counted for the manifest.
         max_new_tokens: where answers are cut.
     """
 
     prompt: PromptFormat
-    prompt_record: Mapping[str, Any]
     examples: Sequence[EncodedExample]
     test: Sequence[Sequence[int]]
-    n_cut: int
+    lost: Mapping[str, int]
     max_new_tokens: int
 
 
 def encode(opened: Opened, task: Task, settings: RunSettings) -> Encoded:
     """Tokenise the examples and the test, once."""
     prompt = PromptFormat.for_base(opened.base, template=settings.prompt, max_input_tokens=settings.max_input_tokens)
-    record = {"template": settings.prompt, "max_input_tokens": prompt.max_input_tokens}
-    examples = prompt.encode_all(task.examples)
-    n_cut = prompt.warn_of_cuts((e.was_cut for e in examples), "examples")
+    examples, lost = prompt.encode_examples(task.examples, "examples")
     test = prompt.encode_inputs([e.input for e in task.test], "test inputs")
+    lost["n_test_unreachable"] = warn_of_unreachable(prompt, [e.target for e in task.test], "the test")
     max_new_tokens = settings.max_new_tokens or default_max_new_tokens(examples)
-    return Encoded(prompt, record, examples, test, n_cut, max_new_tokens)
+    return Encoded(prompt, examples, test, lost, max_new_tokens)
 
 
 def default_max_new_tokens(examples: Sequence[EncodedExample]) -> int:

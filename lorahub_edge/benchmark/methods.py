@@ -187,7 +187,7 @@ class Tuning:
     @contextmanager
     def fit(self, trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
         base, settings = trial.pool.base, self._train_settings(trial)
-        with tuned(base, trial.task.examples, self.kind, settings=settings, prompt=trial.template) as result:
+        with tuned(base, trial.task.examples, self.kind, settings=settings, prompt=trial.prompt.template) as result:
             model = trial.model(np.zeros(len(trial.pool.modules)))  # modules at zero add exactly nothing
             detail = f"{result.n_parameters} parameters, lr {self.learning_rate:g}, {self.epochs} epochs"
             yield Fitted(model, detail, len(result.losses))

@@ -114,7 +114,6 @@ class Trial:
         example_seed: of the draw.
         seed: of whatever a method draws itself.
         prompt, encoded, max_new_tokens: as `adapt` has them.
-        template: what `prompt` was made from.
     """
 
     pool: Pool
@@ -125,7 +124,6 @@ class Trial:
     prompt: PromptFormat
     encoded: Sequence[EncodedExample]
     max_new_tokens: int
-    template: str
 
     @classmethod
     def of(cls, pool: Pool, rows: TaskRows, protocol: Protocol, *, example_seed: int, seed: int) -> Trial:
@@ -139,7 +137,7 @@ class Trial:
         prompt = PromptFormat.for_base(pool.base, template=protocol.prompt)
         encoded = prompt.encode_all(task.examples)
         max_new_tokens = protocol.max_new_tokens or 2 * max(len(e.target_ids) for e in encoded) + 8
-        return cls(pool, rows, task, example_seed, seed, prompt, encoded, max_new_tokens, protocol.prompt)
+        return cls(pool, rows, task, example_seed, seed, prompt, encoded, max_new_tokens)
 
     def model(self, coefficients: npt.NDArray[np.float64], *, stack: ModuleStack | None = None) -> AdaptedModel:
         """The base with modules at these coefficients (n_modules,)."""

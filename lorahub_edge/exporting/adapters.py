@@ -14,9 +14,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lorahub_edge.errors import InvalidInput, OutputExists
-from lorahub_edge.exporting.folder import prompt_record
+from lorahub_edge.exporting.folder import generation_record, prompt_record
 from lorahub_edge.exporting.forms import LayerForm
-from lorahub_edge.exporting.reference import Settings, reference_arrays, write_reference
+from lorahub_edge.exporting.reference import reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource
 from lorahub_edge.outputs import whole_file
 from lorahub_edge.serve.adapter import ADAPTER_FORMAT, ADAPTER_SUFFIX, ADAPTERS, input_names
@@ -45,7 +45,7 @@ def adapter_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in (folder / ADAPTERS).glob(f"*{ADAPTER_SUFFIX}") if path.name[0] != ".")
 
 
-def write_adapter(source: ExportSource, folder: Path, settings: Settings, forms: Mapping[str, LayerForm]) -> None:
+def write_adapter(source: ExportSource, folder: Path, prompt: PromptFormat, forms: Mapping[str, LayerForm]) -> None:
     """Write a run's module and its reference into an exported folder, each under a temporary name first.
 
     Raises:
@@ -56,9 +56,9 @@ def write_adapter(source: ExportSource, folder: Path, settings: Settings, forms:
     path, reference = adapter_paths(folder, source.name)
     if path.exists():
         raise OutputExists(f"{path} exists; rename the run's folder, or remove that adapter")
-    prompt = PromptFormat.for_base(source.base, **source.prompt)
+    examples = prompt.encode_all(source.examples)
     with source.module_active():
-        arrays = reference_arrays(source.base, prompt.encode_all(source.examples), settings, forms)
+        arrays = reference_arrays(source.base, examples, prompt, source.max_new_tokens, forms)
     tensors = {}
     for target, factors in source.module.factors.items():
         A, B = input_names(target)
@@ -68,7 +68,7 @@ def write_adapter(source: ExportSource, folder: Path, settings: Settings, forms:
         "format": ADAPTER_FORMAT,
         "base_files": source.provenance["base"]["files"],
         "prompt": prompt_record(prompt),
-        "max_new_tokens": source.max_new_tokens,
+        **generation_record(prompt, source.max_new_tokens),
     }
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as partial, whole_file(reference) as partial_reference:

@@ -16,7 +16,7 @@ from lorahub_edge.exporting.adapters import adapter_record, check_same_base, rem
 from lorahub_edge.exporting.folder import write_graphs, write_record, write_side_files
 from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
-from lorahub_edge.exporting.reference import Settings, reference_arrays, write_reference
+from lorahub_edge.exporting.reference import reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource, open_source
 from lorahub_edge.exporting.verification import VerificationFailed, compare, headline
 from lorahub_edge.kernels import memory
@@ -128,10 +128,8 @@ def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, A
     """Put a run's module beside the base that is there already, and verify the whole folder with it."""
     record = open_folder(out, adapter=NO_ADAPTER).record
     check_same_base(out, record, source, precision)
-    generation = record["generation"]
-    settings = Settings(generation["pad_id"], tuple(generation["end_ids"]), source.max_new_tokens)
     forms = {path: LayerForm(**form) for path, form in record["forms"].items()}
-    write_adapter(source, out, settings, forms)
+    write_adapter(source, out, PromptFormat.of_record(source.base, source.prompt), forms)
     try:
         _free(source)
         report = compare(out)
@@ -154,12 +152,8 @@ def _write(
     source: ExportSource, folder: Path, precision: str, triton_name: str | None, inline_limit_bytes: int
 ) -> None:
     base = source.base
-    prompt = PromptFormat.for_base(base, **source.prompt)
+    prompt = PromptFormat.of_record(base, source.prompt)
     examples = prompt.encode_all(source.examples)
-    eos, pad = base.tokenizer.eos_token_id, base.tokenizer.pad_token_id
-    end_ids = tuple(sorted({int(eos), *map(int, prompt.end_ids[:1])}))
-    pad_id = int(eos if pad is None else pad)
-    settings = Settings(pad_id, end_ids, source.max_new_tokens)
     measured = examples or [_neutral(prompt)]
     graphs, forms = write_graphs(
         base, measured, folder, precision, adapted=source.adapted(), triton_name=triton_name,
@@ -167,12 +161,12 @@ def _write(
     )  # fmt: skip
     write_side_files(base, folder, precision)
     if source.module is not None:
-        write_adapter(source, folder, settings, forms)
+        write_adapter(source, folder, prompt, forms)
     own_examples = examples if source.module is None else ()  # the base alone was not adapted to them
-    write_reference(folder / REFERENCE, reference_arrays(base, own_examples, settings, forms))
+    write_reference(folder / REFERENCE, reference_arrays(base, own_examples, prompt, source.max_new_tokens, forms))
     write_record(
-        base, folder, precision, graphs, forms, prompt=prompt, pad_id=pad_id, end_ids=end_ids,
-        max_new_tokens=source.max_new_tokens, provenance=source.provenance,
+        base, folder, precision, graphs, forms, prompt=prompt, max_new_tokens=source.max_new_tokens,
+        provenance=source.provenance,
         adapter=None if source.module is None else adapter_record(source),
     )  # fmt: skip
 

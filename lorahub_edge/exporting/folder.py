@@ -99,8 +99,6 @@ def write_record(
     forms: Mapping[str, LayerForm],
     *,
     prompt: PromptFormat,
-    pad_id: int,
-    end_ids: Sequence[int],
     max_new_tokens: int,
     provenance: Mapping[str, Any],
     adapter: Mapping[str, Any] | None = None,
@@ -116,10 +114,7 @@ def write_record(
         "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.onnx*"))},
         "prompt": prompt_record(prompt),
         "generation": {
-            "pad_id": pad_id,
-            "start_id": config.decoder_start_token_id if base.family.is_seq2seq else None,
-            "end_ids": list(end_ids),
-            "max_new_tokens": max_new_tokens,
+            **generation_record(prompt, max_new_tokens),
             "max_positions": None if base.family.is_seq2seq else config.max_position_embeddings,
         },
         "adapter": adapter,
@@ -131,5 +126,15 @@ def write_record(
 
 def prompt_record(prompt: PromptFormat) -> dict[str, Any]:
     """The prompt as serving reads it."""
-    names = ("before", "after", "add_special_tokens", "max_input_tokens")
-    return {name: getattr(prompt, name) for name in names}
+    names = ("before", "after", "strip_input", "opening_ids", "closing_ids", "max_input_tokens")
+    return {name: value for name, value in prompt.as_record().items() if name in names}
+
+
+def generation_record(prompt: PromptFormat, max_new_tokens: int) -> dict[str, Any]:
+    """How an answer begins and ends, as serving reads it."""
+    return {
+        "pad_id": prompt.pad_id,
+        "start_id": prompt.start_id,
+        "end_ids": list(prompt.stop_ids),
+        "max_new_tokens": max_new_tokens,
+    }

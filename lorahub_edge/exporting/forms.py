@@ -21,6 +21,7 @@ from lorahub_edge.base import Base, Int8Linear
 from lorahub_edge.exporting.symbols import weight_path
 from lorahub_edge.kernels import ops
 from lorahub_edge.tasks import EncodedExample
+from lorahub_edge.tasks.batches import answer_batch
 
 INT8_FORMS = ("int8_rows", "int8_split")
 # What is left over is at most half a step: in steps of 1/254 it takes -127 to 127.
@@ -76,7 +77,7 @@ def measure_errors(base: Base, examples: Sequence[EncodedExample]) -> dict[str, 
     sums: dict[str, torch.Tensor] = {}
     with _watched(base, sums), torch.inference_mode():
         for example in examples:
-            base.model(**_inputs(base, example))
+            base.model(**answer_batch([example]).model_inputs)
     errors = {}
     for path, (output, *off) in sums.items():
         if output > 0:
@@ -84,16 +85,6 @@ def measure_errors(base: Base, examples: Sequence[EncodedExample]) -> dict[str, 
                 form: float((o / output).sqrt()) for form, o in zip(INT8_FORMS, torch.stack(off), strict=True)
             }
     return errors
-
-
-def _inputs(base: Base, example: EncodedExample) -> dict[str, torch.Tensor]:
-    if base.family.is_seq2seq:
-        start = base.model.config.decoder_start_token_id
-        return {
-            "input_ids": torch.tensor([example.input_ids]),
-            "decoder_input_ids": torch.tensor([[start, *example.target_ids[:-1]]]),
-        }
-    return {"input_ids": torch.tensor([[*example.input_ids, *example.target_ids]])}
 
 
 @contextmanager

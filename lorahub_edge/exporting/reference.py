@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig
 
 from lorahub_edge.base import Base, Int8Linear
 from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.symbols import weight_path
-from lorahub_edge.tasks import EncodedExample
+from lorahub_edge.tasks import EncodedExample, PromptFormat
+from lorahub_edge.tasks.batches import greedy_tokens, prompt_batch
 
 # Lengths that catch bugs: 1, around a power of two, and a batch of unequal ones, which is padded.
 RANDOM_LENGTHS = ((1,), (9,), (33,), (1, 8, 17))
@@ -34,25 +33,21 @@ _SEED = 0
 _ENGINES = {"int8_rows": "int8", "int8_split": "int8-split"}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Tokens that the model's generation needs."""
-
-    pad_id: int
-    end_ids: tuple[int, ...]
-    max_new_tokens: int
-
-
 @torch.inference_mode()
 def reference_arrays(
-    base: Base, examples: Sequence[EncodedExample], settings: Settings, forms: Mapping[str, LayerForm]
+    base: Base,
+    examples: Sequence[EncodedExample],
+    prompt: PromptFormat,
+    max_new_tokens: int,
+    forms: Mapping[str, LayerForm],
 ) -> dict[str, NDArray[Any]]:
     """Every case's inputs and torch's answers.
 
     Args:
         base: what answers; with its composed module active, if that is not merged.
         examples: of the run; may be none.
-        settings: of the greedy answers.
+        prompt: says where answers end.
+        max_new_tokens: where greedy answers are cut, if not before.
         forms: of the exported layers, by path of the weight.
 
     Returns:
@@ -64,7 +59,7 @@ def reference_arrays(
     arrays: dict[str, NDArray[Any]] = {}
     for number, (kind, prompts) in enumerate(_prompts(base, examples)):
         with as_in_graph(base, forms):
-            greedy = _greedy(base, prompts, settings)
+            greedy = greedy_tokens(base, prompts, prompt, min(max_new_tokens, MAX_GREEDY_TOKENS))
         if kind == "random":
             prefix = _random_ids(base, [N_PREFIX] * len(prompts), seed=_SEED + 100 + number)
         else:  # the beginnings of the answers themselves, as long as the shortest
@@ -74,9 +69,9 @@ def reference_arrays(
         arrays[f"{number}.prompts"] = _padded(prompts)
         arrays[f"{number}.prefix"] = np.array(prefix, np.int64).reshape(len(prompts), -1)
         with _engines(base, lambda _: "dequantize"):
-            logits = _logits(base, prompts, prefix, settings.pad_id)
+            logits = _logits(base, prompts, prefix, prompt)
         with as_in_graph(base, forms):
-            noise = relative_errors(_logits(base, prompts, prefix, settings.pad_id), logits)
+            noise = relative_errors(_logits(base, prompts, prefix, prompt), logits)
         arrays[f"{number}.logits"], arrays[f"{number}.noise"] = logits, noise
         arrays[f"{number}.greedy"] = _padded(greedy)
     return arrays
@@ -134,45 +129,13 @@ def _random_ids(base: Base, lengths: Sequence[int], *, seed: int) -> list[list[i
     return [rng.choice(vocabulary, n).tolist() for n in lengths]
 
 
-def _batch(base: Base, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    length = max(map(len, prompts))
-    ids = torch.full((len(prompts), length), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        place = slice(0, len(prompt)) if base.family.is_seq2seq else slice(length - len(prompt), length)
-        ids[row, place], mask[row, place] = torch.tensor(prompt), 1
-    return ids, mask
-
-
-def _greedy(base: Base, prompts: Sequence[Sequence[int]], settings: Settings) -> list[list[int]]:
-    ids, mask = _batch(base, prompts, settings.pad_id)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=min(settings.max_new_tokens, MAX_GREEDY_TOKENS),
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=settings.pad_id,
-        eos_token_id=sorted(settings.end_ids),
-        decoder_start_token_id=getattr(base.model.config, "decoder_start_token_id", None),
-    )
-    output = base.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
-    rows = output[:, 1 if base.family.is_seq2seq else ids.shape[1] :].tolist()
-    return [_until_end(row, settings.end_ids) for row in rows]
-
-
-def _until_end(row: list[int], end_ids: tuple[int, ...]) -> list[int]:
-    for place, token in enumerate(row):
-        if token in end_ids:
-            return row[: place + 1]
-    return row
-
-
 def _logits(
-    base: Base, prompts: Sequence[Sequence[int]], prefix: Sequence[Sequence[int]], pad_id: int
+    base: Base, prompts: Sequence[Sequence[int]], prefix: Sequence[Sequence[int]], prompt: PromptFormat
 ) -> NDArray[np.float32]:
-    ids, mask = _batch(base, prompts, pad_id)
+    ids, mask = prompt_batch(prompts, prompt).values()
     answer = torch.tensor(prefix, dtype=torch.long).reshape(len(prompts), -1)
-    if base.family.is_seq2seq:
-        start = torch.full((len(prompts), 1), base.model.config.decoder_start_token_id)
+    if prompt.start_id is not None:
+        start = torch.full((len(prompts), 1), prompt.start_id)
         decoder_ids = torch.cat([start, answer], 1)
         logits = base.model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
     else:

@@ -26,7 +26,7 @@ class RunSource:
         base_spec: where the base is, with its revision.
         base_files: file name -> SHA-256 of the base's weights as the run saw them.
         module: the composed module.
-        prompt: settings of the prompt, as `PromptFormat.for_base` takes them.
+        prompt: record of the prompt, as `PromptFormat.of_record` takes it.
         max_new_tokens: where answers are cut.
         examples: what the search saw; none if the run was written before runs kept them.
     """

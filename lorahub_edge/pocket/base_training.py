@@ -21,9 +21,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from lorahub_edge.pocket import upstream
 from lorahub_edge.pocket.upstream import Row
+from lorahub_edge.tasks.batches import IGNORED, padded
 
 log = logging.getLogger(__name__)
-LABEL_IGNORED = -100
 WARMUP_STEPS = 100
 # Rows of T5's table of relative positions (32 buckets, 16 for what stands behind).
 ONE_BACK_BUCKET, ONE_ON_BUCKET = 1, 17
@@ -88,13 +88,8 @@ def set_starting_heads(model: T5ForConditionalGeneration) -> None:
 def to_batch(tokenizer: Tokenizer, rows: list[Row]) -> dict[str, Tensor]:
     """Rows as padded input_ids, attention_mask and labels, int64 (rows, longest)."""
     inputs = padded([e.ids for e in tokenizer.encode_batch([row["input"] for row in rows])], 0)
-    labels = padded([e.ids for e in tokenizer.encode_batch([row["target"] for row in rows])], LABEL_IGNORED)
+    labels = padded([e.ids for e in tokenizer.encode_batch([row["target"] for row in rows])], IGNORED)
     return {"input_ids": inputs, "attention_mask": (inputs != 0).long(), "labels": labels}
-
-
-def padded(sequences: list[list[int]], fill: int) -> Tensor:
-    longest = max(map(len, sequences))
-    return torch.tensor([ids + [fill] * (longest - len(ids)) for ids in sequences])
 
 
 def batches(tokenizer: Tokenizer, settings: BaseSettings) -> Iterator[dict[str, Tensor]]:

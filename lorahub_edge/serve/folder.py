@@ -23,14 +23,19 @@ class Prompt:
 
     Attributes:
         before, after: text around the input.
-        add_special_tokens: whether the tokenizer adds its own marks.
         max_input_tokens: longer prompts are refused.
+        strip_input: whether the input loses its outer blanks.
+        opening_ids, closing_ids: marks around the prompt.
+        add_special_tokens: whether the tokenizer adds its marks itself, as in older exports.
     """
 
     before: str
     after: str
-    add_special_tokens: bool
     max_input_tokens: int
+    strip_input: bool = False
+    opening_ids: Sequence[int] = ()
+    closing_ids: Sequence[int] = ()
+    add_special_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,11 @@ class ExportFolder:
     def encode(self, text: str) -> list[int]:
         """Token ids of the prompt around a text; not cut."""
         prompt = self.prompt
+        text = text.strip() if prompt.strip_input else text
         encoding = self.tokenizer.encode(
             f"{prompt.before}{text}{prompt.after}", add_special_tokens=prompt.add_special_tokens
         )
-        return list(encoding.ids)
+        return [*prompt.opening_ids, *encoding.ids, *prompt.closing_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of an answer's tokens, special ones left out."""
@@ -125,7 +131,7 @@ def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None) -> E
         generation = record["generation"]
         prompt = Prompt(**own.get("prompt", record["prompt"]))
         values = {name: own.get(name, generation[name]) for name in ("pad_id", "start_id", "max_new_tokens")}
-        end_ids = tuple(int(i) for i in generation["end_ids"])
+        end_ids = tuple(int(i) for i in own.get("end_ids", generation["end_ids"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnsupportedFormat(f"{folder / RECORD}: incomplete ({error!r}); export again") from error
     for path in graphs.values():

@@ -89,9 +89,7 @@ def tuned(
 
 def _encoded(base: Base, rows: Sequence[Example], settings: TrainSettings, prompt: str) -> list[EncodedExample]:
     limits = {"max_input_tokens": settings.max_input_tokens, "max_target_tokens": settings.max_target_tokens}
-    format_ = PromptFormat.for_base(base, template=prompt, **limits)
-    encoded = format_.encode_all(rows)
-    format_.warn_of_cuts((e.was_cut for e in encoded), "rows")
+    encoded, _ = PromptFormat.for_base(base, template=prompt, **limits).encode_examples(rows, "rows")
     return encoded
 
 

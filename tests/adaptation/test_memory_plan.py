@@ -80,7 +80,7 @@ def test_room_is_left_for_recordings_of_calls(bases, module_folders, monkeypatch
     def workspace(n_kept):
         monkeypatch.setattr(memory_plan, "graphs_on", lambda *_: object() if n_kept == 2 else None)
         monkeypatch.setattr(memory_plan, "_call_bytes", lambda *of: call_bytes(*of[:-1], n_kept and of[-1]))
-        rows = [{"input": "a b c " * 30, "target": "a"}] * 5
+        rows = [{"input": "a red cat " * 30, "target": "a"}] * 5
         return lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], rows, device="cpu")[0].workspace_bytes
 
     call_bytes = memory_plan._call_bytes
@@ -91,7 +91,7 @@ def test_room_is_left_for_recordings_of_calls(bases, module_folders, monkeypatch
 
 def test_nothing_is_planned_per_pair_of_tokens_where_our_attention_computes(bases, module_folders, monkeypatch):
     """A float base, and another instruction set, have T5's bias written out: twice four bytes per head and pair."""
-    rows = [{"input": "a b c " * 30, "target": "a"}] * 5
+    rows = [{"input": "a red cat " * 30, "target": "a"}] * 5
 
     def workspace_bytes(precision):
         plans = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], rows, device="cpu", precision=precision)
@@ -102,7 +102,7 @@ def test_nothing_is_planned_per_pair_of_tokens_where_our_attention_computes(base
     monkeypatch.setattr("lorahub_edge.base.attention._is_fast_on", lambda device: False)
     assert workspace_bytes("int8") == workspace_bytes("fp32") == written_out
     base = open_base(str(bases["t5"]), precision="int8", device="cpu")
-    example = PromptFormat.for_base(base).encode_all([Example("a b c " * 30, "a")])[0]
+    example = PromptFormat.for_base(base).encode_all([Example("a red cat " * 30, "a")])[0]
     n_pairs = (len(example.input_ids) + len(example.target_ids)) ** 2
     assert written_out - by_distance == 2 * 4 * base.model.config.num_heads * n_pairs
 

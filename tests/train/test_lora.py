@@ -11,7 +11,6 @@ import lorahub_edge
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
 from lorahub_edge.tasks import Example
 from lorahub_edge.train import TrainSettings, train_module
-from lorahub_edge.train.loop import causal_batch, seq2seq_batch
 from tests import tiny
 
 ROWS = [Example(*row) for row in tiny.ROWS]
@@ -62,22 +61,6 @@ def test_only_train_rows_of_a_file_are_used(bases, tmp_path):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     train_module(str(bases["t5"]), path, tmp_path / "m", settings=TrainSettings(max_steps=1), device="cpu")
     assert json.loads((tmp_path / "m" / "training.json").read_text())["rows"] == 3
-
-
-def test_padding_and_labels_stand_where_the_loss_expects_them(bases):
-    base = lorahub_edge.load_base(str(bases["llama"]), device="cpu")
-    from lorahub_edge.tasks import PromptFormat
-
-    encoded = PromptFormat.for_base(base, template="<s> {input}").encode_all(
-        [Example("red", "yes"), Example("a cat", "no")]
-    )
-    batch = causal_batch(encoded)
-    words = [[tiny.WORDS[i] for i in row] for row in batch["input_ids"]]
-    assert words == [["<s>", "red", "yes", "<pad>"], ["<s>", "a", "cat", "no"]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    yes, no, end = (tiny.WORDS.index(w) for w in ("yes", "no", "</s>"))
-    assert batch["labels"].tolist() == [[-100, yes, end, -100], [-100, -100, no, end]]
-    assert seq2seq_batch(encoded)["labels"].tolist() == [[yes, end], [no, end]]
 
 
 @pytest.mark.parametrize(
