@@ -128,7 +128,6 @@ def _end_behind(tokenizer: PreTrainedTokenizerBase, answer: str, tail: str) -> t
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that may end a turn: never made from ordinary text, and no mark for another purpose."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-    others = {tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id}
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip().strip("▁")}
     eos = {tokenizer.eos_token_id} - {None}
-    return (added - others) | eos
+    return (added - {tokenizer.bos_token_id, tokenizer.unk_token_id}) | eos

@@ -120,12 +120,13 @@ def test_an_end_mark_of_the_tokenizer_stands_behind_answers_only(llama, bases, m
 
 
 def test_the_ending_of_a_cut_prompt_has_the_tokens_that_it_has_behind_a_text(base_with):
-    base = base_with("spiece", chat=BLANK_INST)
-    long, limit = "the red dog is not the blue cat ?" * 9, 40
-    whole = PromptFormat.for_base(base).encode_input(long)[0]
-    cut, was_cut = PromptFormat.for_base(base, max_input_tokens=limit).encode_input(long)
-    n = len(base.tokenizer("a [/INST]", add_special_tokens=False)["input_ids"]) - 1
-    assert was_cut
+    base = base_with("spiece")
+    long, limit = " ".join(["the red dog is not the blue cat"] * 9), 40
+    whole, cut = (
+        PromptFormat.for_base(base, template="{input}?!", max_input_tokens=n).encode_input(long)[0]
+        for n in (999, limit)
+    )
+    n = len(base.tokenizer("a?!", add_special_tokens=False)["input_ids"]) - 1
     assert cut == [*whole[: limit - n], *whole[-n:]]
 
 
