@@ -10,6 +10,7 @@ from lorahub_edge.adaptation.presets import PRESETS, Preset
 from lorahub_edge.adaptation.progress import Progress
 from lorahub_edge.adaptation.run import Run, RunNotWritten
 from lorahub_edge.adaptation.run_folder import RunUnfinished
+from lorahub_edge.adaptation.saved_run import SavedRun, open_run
 from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.tasks import InputsWereCut
 
@@ -28,11 +29,13 @@ __all__ = [
     "Run",
     "RunNotWritten",
     "RunUnfinished",
+    "SavedRun",
     "Score",
     "SidePath",
     "Value",
     "adapt",
     "choose_plan",
     "load_adapted",
+    "open_run",
     "plan",
 ]

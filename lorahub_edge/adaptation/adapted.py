@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.objective import FORMS, Objective
 from lorahub_edge.adaptation.population import PopulationForward
-from lorahub_edge.adaptation.run_folder import ADAPTER, read_manifest
+from lorahub_edge.adaptation.saved_run import open_run
 from lorahub_edge.adaptation.task import Examples, as_examples
-from lorahub_edge.base import Base, load_base
-from lorahub_edge.cache import content_hashes, default_cache
-from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules import ModuleStack, read_module
+from lorahub_edge.base import Base
+from lorahub_edge.cache import default_cache
+from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import PromptFormat, exact_match
 from lorahub_edge.tasks.lost import warn_of_unreachable
 
@@ -97,20 +95,8 @@ def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     Raises:
         InvalidInput: not a run folder, or its base is gone or no longer the same.
     """
-    folder = Path(folder).expanduser()
-    manifest = read_manifest(folder)
-    try:
-        record: dict[str, Any] = manifest["base"]
-        spec, revision, precision, files = (record[key] for key in ("spec", "revision", "precision", "files"))
-        prompt_record, max_new_tokens = dict(manifest["prompt"]), int(manifest["max_new_tokens"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"run {folder}: its manifest.json is incomplete ({error!r})") from error
-    if revision:
-        spec = f"{spec.partition('@')[0]}@{revision}"
-    cache = default_cache()
-    base = load_base(spec, precision=precision, device=device, cache=cache)
-    if content_hashes(base.weight_files, cache) != files:
-        raise InvalidInput(f"run {folder}: base '{spec}' has changed since the run; adapt again or restore the base")
-    stack = ModuleStack.build([read_module(folder / ADAPTER)], base)
-    prompt = PromptFormat.of_record(base, prompt_record)
-    return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, max_new_tokens)
+    run = open_run(folder)
+    base = run.load_base(device=device, cache=default_cache())
+    stack = ModuleStack.build([run.module], base)
+    prompt = PromptFormat.of_record(base, run.prompt)
+    return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, run.max_new_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from lorahub_edge.measure import machine, peak_memory, versions
 from lorahub_edge.modules import LoraModule, ModuleFolder, write_module
 from lorahub_edge.outputs import write_errors
 from lorahub_edge.search import Evaluated, SearchResult
+from lorahub_edge.tasks import examples_text
 
 
 class RunNotWritten(LorahubEdgeError):
@@ -125,13 +125,12 @@ class Run:
             RunNotWritten: it cannot be written.
         """
         saved = replace(self, folder=target.folder)
-        rows = [{"input": e.input, "target": e.target} for e in self.task.examples]
         report = saved.report()
         losses = [(e.value.mean_loss, e.value.objective) for e in self.journal]
         try:
             self._write_adapter(target.adapter)
             target.write(COEFFICIENTS, self.coefficients)
-            target.write(EXAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+            target.write(EXAMPLES, examples_text(self.task.examples))
             target.write(REPORT_JSON, report)
             target.write(REPORT_HTML, report_html(report, losses))
             target.write(MANIFEST, self.manifest)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorahub_edge.adaptation import open_run
 from lorahub_edge.adaptation.run_folder import is_run_folder
 from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.exporting.symbols import weight_path
 from lorahub_edge.measure import versions
-from lorahub_edge.merging import load_run_base, merge, read_run
+from lorahub_edge.merging import merge
 from lorahub_edge.merging.entry import EXAMPLES, MERGE_FORMAT, MERGE_RECORD
 from lorahub_edge.modules import LoraModule, ModuleStack
 from lorahub_edge.tasks import Example, load_examples
@@ -96,8 +97,8 @@ def open_source(
 def _with_module(folder: Path, stored: str) -> ExportSource:
     if not is_run_folder(folder):
         raise InvalidInput(f"export: {folder} is no run folder, so there is no adapter to keep beside the base")
-    run = read_run(folder)
-    base = load_run_base(run, stored)
+    run = open_run(folder)
+    base = run.load_base(stored)
     provenance = {
         "base": {"spec": run.base_spec, "files": dict(run.base_files), "family": base.family.name},
         "versions": versions(),

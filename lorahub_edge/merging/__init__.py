@@ -1,7 +1,6 @@
 """Merging: fold a composed module into the base, and say how much of it survived the rounding."""
 
 from lorahub_edge.merging.entry import DEFAULT_MIN_SURVIVAL, Merged, MergeLost, merge
-from lorahub_edge.merging.source import RunSource, load_run_base, read_run
 from lorahub_edge.merging.survival import LayerSurvival, Survival
 
 __all__ = [
@@ -9,9 +8,6 @@ __all__ = [
     "LayerSurvival",
     "MergeLost",
     "Merged",
-    "RunSource",
     "Survival",
-    "load_run_base",
     "merge",
-    "read_run",
 ]

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from lorahub_edge.adaptation import Run
+from lorahub_edge.adaptation import Run, SavedRun, open_run
 from lorahub_edge.base import Base, Int8Linear, Int8Weight, save_base
 from lorahub_edge.base.open import PRECISIONS
 from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import versions
 from lorahub_edge.merging.inject import inject_float, inject_int8
-from lorahub_edge.merging.source import RunSource, examples_text, load_run_base, read_run
 from lorahub_edge.merging.survival import LayerSurvival, Survival
 from lorahub_edge.outputs import check_free
+from lorahub_edge.tasks import examples_text
 
 MERGE_FORMAT = "lorahub-edge-merge/1"
 MERGE_RECORD, SURVIVAL, EXAMPLES = "merge.json", "survival.json", "examples.jsonl"
@@ -54,7 +54,7 @@ class Merged:
 
     base: Base
     survival: Survival
-    source: RunSource
+    source: SavedRun
     record: Mapping[str, Any]
     folder: Path | None = None
 
@@ -100,10 +100,10 @@ def merge(
     source = _source(run)
     layers: dict[str, LayerSurvival] = {}
     if in_place_int8:
-        base = load_run_base(source, "int8")
+        base = source.load_base("int8")
         _inject_in_place(base, source, layers, rounding=rounding, seed=seed)
     else:
-        base = load_run_base(source, precision, adjust=_adder(source, _STORED[precision], layers))
+        base = source.load_base(precision, adjust=_adder(source, _STORED[precision], layers))
     _check_all_merged(source, layers)
     survival = Survival(tuple(layers[target] for target in source.module.factors))
     _gate(survival, min_survival, in_place_int8=in_place_int8, rounding=rounding, precision=precision)
@@ -127,16 +127,16 @@ def _check(precision: str, in_place_int8: bool, rounding: str, min_survival: flo
         check_free(Path(out).expanduser())
 
 
-def _source(run: str | Path | Run) -> RunSource:
+def _source(run: str | Path | Run) -> SavedRun:
     if isinstance(run, Run):
         if run.folder is None:
             raise InvalidInput("merge: this run was never written; call run.save(folder) first")
-        return read_run(run.folder)
-    return read_run(run)
+        return open_run(run.folder)
+    return open_run(run)
 
 
 def _adder(
-    source: RunSource, dtype: torch.dtype, layers: dict[str, LayerSurvival]
+    source: SavedRun, dtype: torch.dtype, layers: dict[str, LayerSurvival]
 ) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """What adds a target's delta to its float tensor on the way from the file, and notes what will survive."""
     factors = source.module.factors
@@ -159,7 +159,7 @@ def _adder(
 
 
 def _inject_in_place(
-    base: Base, source: RunSource, layers: dict[str, LayerSurvival], *, rounding: str, seed: int
+    base: Base, source: SavedRun, layers: dict[str, LayerSurvival], *, rounding: str, seed: int
 ) -> None:
     shared = base.model.get_submodule(base.family.embedding).weight
     for index, (target, factors) in enumerate(source.module.factors.items()):
@@ -176,7 +176,7 @@ def _inject_in_place(
         layers[target] = LayerSurvival.from_rows(target, injected.report, injected.row_scale, layer.in_features)
 
 
-def _check_shape(source: RunSource, target: str, expected: tuple[int, int]) -> None:
+def _check_shape(source: SavedRun, target: str, expected: tuple[int, int]) -> None:
     factors = source.module.factors[target]
     received = (factors.B.shape[0], factors.A.shape[1])
     if received != expected:
@@ -186,7 +186,7 @@ def _check_shape(source: RunSource, target: str, expected: tuple[int, int]) -> N
         )
 
 
-def _check_all_merged(source: RunSource, layers: Mapping[str, LayerSurvival]) -> None:
+def _check_all_merged(source: SavedRun, layers: Mapping[str, LayerSurvival]) -> None:
     for target in source.module.factors:
         if target not in layers:
             raise IncompatibleModules(
@@ -212,7 +212,7 @@ def _gate(survival: Survival, least: float, *, in_place_int8: bool, rounding: st
     )
 
 
-def _record(source: RunSource, base: Base, survival: Survival, how: Mapping[str, Any]) -> dict[str, Any]:
+def _record(source: SavedRun, base: Base, survival: Survival, how: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": MERGE_FORMAT,
         "run": source.folder.name,

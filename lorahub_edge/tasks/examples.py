@@ -60,6 +60,11 @@ def draw_examples(examples: Sequence[Example], n: int, seed: int) -> list[Exampl
     return shuffled[:n]
 
 
+def examples_text(examples: Sequence[Example]) -> str:
+    """Examples as JSONL, the form in which they travel from folder to folder."""
+    return "".join(json.dumps({"input": e.input, "target": e.target}) + "\n" for e in examples)
+
+
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
