@@ -4,10 +4,19 @@ A caller's slip in code (a wrong shape, a wrong type) is a plain ValueError or T
 expected, what was received, and the remedy if there is one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MAX_REASON = 300
+
 
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, cut to its first line; its type if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another library's exception says, cut to its first line that says it; its type if it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return said if len(said) <= _MAX_REASON else f"{said[:_MAX_REASON]}..."
 
 
 class LorahubEdgeError(Exception):
@@ -36,3 +45,22 @@ class OutputExists(LorahubEdgeError):
 
 class LorahubEdgeWarning(UserWarning):
     """Parent of all warnings of this library: the command line shows each as one line."""
+
+
+@contextmanager
+def refused_as(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a stranger's file makes a library raise into one line of ours.
+
+    Args:
+        what: the place and what is wrong with it; the reason follows in brackets.
+        remedy: comes after the reason.
+
+    Raises:
+        UnsupportedFormat: anything was raised in the block, but for our own errors, which pass.
+    """
+    try:
+        yield
+    except (LorahubEdgeError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of the Rust in tokenizers is no Exception
+        raise UnsupportedFormat(f"{what} ({first_line(error)})" + (f"; {remedy}" if remedy else "")) from error

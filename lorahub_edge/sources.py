@@ -13,7 +13,10 @@ from pathlib import Path
 
 from lorahub_edge.errors import InvalidInput, first_line
 
-_HUB_ID = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?$")
+_HUB_ID = re.compile(
+    r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<pick>[\w.-]+)|/(?P<file>[\w.-]+\.gguf))?(@(?P<revision>[\w./-]+))?$"
+)
+ChooseFiles = Callable[[Sequence[str], str | None], list[str]]
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -25,22 +28,23 @@ class Source:
         spec: what the user wrote.
         folder: the folder with its files.
         revision: the Hub's commit hash, or None for a local folder.
+        pick: which of several files of one kind is meant, or None.
     """
 
     spec: str
     folder: Path
     revision: str | None = None
+    pick: str | None = None
 
 
-def resolve(
-    spec: str, *, embedded: Mapping[str, Path], choose_files: Callable[[Sequence[str]], list[str]], kind: str
-) -> Source:
+def resolve(spec: str, *, embedded: Mapping[str, Path], choose_files: ChooseFiles, kind: str) -> Source:
     """Find the folder that `spec` names, downloading it from the Hub if it is neither embedded nor local.
 
     Args:
-        spec: embedded name, path of a folder, or Hub id with an optional @revision. In this order.
+        spec: embedded name, path of a folder, or Hub id: org/name, with an optional :PICK or /FILE.gguf and an
+            optional @revision. In this order.
         embedded: name -> folder of what the package carries.
-        choose_files: of the file names in a Hub repository, those to download.
+        choose_files: of the file names in a Hub repository, those to download; its second argument is the pick.
         kind: "base" or "module", for messages.
 
     Raises:
@@ -58,21 +62,22 @@ def resolve(
             f"{kind} '{spec}' {what}; expected an embedded name ({', '.join([*embedded][:3])}, ...), "
             "an existing folder, or a Hub id such as org/name or org/name@revision"
         )
-    return _download(spec, match["repo"], match["revision"], choose_files, kind)
+    return _download(spec, match, choose_files, kind)
 
 
-def _download(
-    spec: str, repo: str, revision: str | None, choose_files: Callable[[Sequence[str]], list[str]], kind: str
-) -> Source:
+def _download(spec: str, match: re.Match[str], choose_files: ChooseFiles, kind: str) -> Source:
     from huggingface_hub import HfApi, constants, snapshot_download  # slow to import, and most runs need no Hub
 
+    repo, revision, pick = match["repo"], match["revision"], match["pick"] or match["file"]
     try:
         if constants.HF_HUB_OFFLINE:
-            folder = _cached_snapshot(repo, revision)
+            folder = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
         else:
             info = HfApi().model_info(repo, revision=revision)
-            wanted = choose_files([sibling.rfilename for sibling in info.siblings or []])
+            wanted = choose_files([sibling.rfilename for sibling in info.siblings or []], pick)
             folder = snapshot_download(repo, revision=revision, allow_patterns=wanted)
+    except InvalidInput as error:
+        raise InvalidInput(f"{kind} '{spec}': {error}") from error
     except Exception as error:  # the client also lets through the errors of its HTTP library, which changes
         reason = first_line(error)
         raise InvalidInput(
@@ -80,16 +85,7 @@ def _download(
             "check the name, the revision and the connection, or give a local folder"
         ) from error
     # a snapshot's folder is named after its commit
-    return Source(spec, Path(folder), Path(folder).name)
-
-
-def _cached_snapshot(repo: str, revision: str | None) -> str:
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in ("adapter_config.json", "config.json"):
-        if isinstance(path := try_to_load_from_cache(repo, name, revision=revision), str):
-            return str(Path(path).parent)
-    raise FileNotFoundError("HF_HUB_OFFLINE is set and it was never downloaded")
+    return Source(spec, Path(folder), Path(folder).name, pick)
 
 
 def sha256_file(path: Path) -> str:

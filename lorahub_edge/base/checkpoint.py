@@ -1,4 +1,4 @@
-"""Read a checkpoint one tensor at a time: safetensors, .bin (weights only, never a free pickle), GGUF.
+"""Read a checkpoint one tensor at a time: safetensors, or .bin (weights only, never a free pickle).
 
 Knows files and tensor names; knows nothing of layers or quantisation.
 """
@@ -6,10 +6,10 @@ Knows files and tensor names; knows nothing of layers or quantisation.
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.errors import UnsupportedFormat, refused_as
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 
 
 class Checkpoint(ABC):
@@ -35,6 +45,10 @@ class Checkpoint(ABC):
         """All tensor names."""
 
     @abstractmethod
+    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a tensor, not read yet; dtypes are spelled as in safetensors ("F32", "I8")."""
+
+    @abstractmethod
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in the dtype of the file (GGUF: float32)."""
 
@@ -45,31 +59,24 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, files: Iterable[Path]) -> None:
         super().__init__(files)
         self._file_of: dict[str, Path] = {}
+        self._descriptions: dict[str, tuple[tuple[int, ...], str]] = {}
         for path in self.files:
             with _open_safetensors(path) as handle:
-                self._file_of.update(dict.fromkeys(handle.keys(), path))
+                for name in handle.keys():  # noqa: SIM118
+                    part = handle.get_slice(name)
+                    self._file_of[name] = path
+                    self._descriptions[name] = tuple(part.get_shape()), part.get_dtype()
 
     def names(self) -> set[str]:
         return set(self._file_of)
+
+    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
+        return self._descriptions[name]
 
     def read(self, name: str) -> torch.Tensor:
         with _open_safetensors(self._file_of[name]) as handle:
             tensor: torch.Tensor = handle.get_tensor(name)
             return tensor
-
-
-class MappedCheckpoint(Checkpoint):
-    """One .safetensors file whose tensors are used where they lie: one mapping for all of them."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__([path])
-        self._tensors: dict[str, torch.Tensor] = load_file(path)
-
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -79,49 +86,35 @@ def _open_safetensors(path: Path) -> Any:
         raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 
 
-class BinCheckpoint(Checkpoint):
-    """One or more torch files, read without executing anything in them and memory-mapped where the file allows."""
+class TensorCheckpoint(Checkpoint):
+    """Tensors that are mapped already."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], tensors: dict[str, torch.Tensor]) -> None:
         super().__init__(files)
-        self._tensors: dict[str, torch.Tensor] = {}
-        for path in self.files:
-            self._tensors.update(load_bin(path))
+        self._tensors = tensors
 
     def names(self) -> set[str]:
         return set(self._tensors)
+
+    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
+        tensor = self._tensors[name]
+        return tuple(tensor.shape), _DTYPES.get(tensor.dtype, str(tensor.dtype))
 
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
 
-class GgufCheckpoint(Checkpoint):
-    """A GGUF file; tensors are dequantised when read and renamed to transformers' names."""
+def map_safetensors(path: Path) -> Checkpoint:
+    """One .safetensors file whose tensors are used where they lie: one mapping for all of them."""
+    return TensorCheckpoint([path], load_file(path))
 
-    def __init__(self, path: Path, model: torch.nn.Module) -> None:
-        from gguf import GGUFReader
-        from transformers import modeling_gguf_pytorch_utils as gguf_utils
 
-        super().__init__([path])
-        try:
-            reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
-            raise UnsupportedFormat(f"{path}: not a whole GGUF file ({error})") from error
-        config = model.config.to_dict()  # type: ignore[operator,union-attr]
-        processor_class = gguf_utils.TENSOR_PROCESSORS.get(config["model_type"], gguf_utils.TensorProcessor)
-        self._processor: Any = processor_class(config=config)  # type: ignore[no-untyped-call]
-        new_name = gguf_utils.get_gguf_hf_weights_map(model, self._processor)
-        self._tensors = {new_name[t.name]: t for t in reader.tensors if t.name in new_name}
-
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def read(self, name: str) -> torch.Tensor:
-        from gguf import dequantize
-
-        tensor = self._tensors[name]
-        values = dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(self._processor.process(weights=values, name=tensor.name).weights.copy())
+def open_bin(files: Sequence[Path]) -> Checkpoint:
+    """One or more torch files, read without executing anything in them and memory-mapped where the file allows."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        tensors.update(load_bin(path))
+    return TensorCheckpoint(files, tensors)
 
 
 def load_bin(path: Path) -> dict[str, torch.Tensor]:
@@ -130,84 +123,50 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UnsupportedFormat: the file is broken or holds anything else (for instance a malicious pickle).
     """
-    try:
+    with refused_as(
+        f"{path}: refused, since it is not a plain file of tensors",
+        "nothing in it was executed; use a safetensors file",
+    ):
         content = _load_tensors_only(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = first_line(error)
-        raise UnsupportedFormat(
-            f"{path}: refused, since it is not a plain file of tensors ({reason}); "
-            "nothing in it was executed; use a safetensors file"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, dict):
         raise UnsupportedFormat(f"{path}: expected a dictionary of tensors, received {type(content).__name__}")
+    for name, value in content.items():
+        if not (isinstance(name, str) and _is_plain(value)):
+            raise UnsupportedFormat(f"{path}: expected plain tensors by name, but {str(name)[:80]!r} is none")
     return content
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether all elements of a tensor are there: not sparse, not on "meta", not one element expanded to billions."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+        return False
+    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
 def _load_tensors_only(path: Path) -> Any:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch never does")
     with warnings.catch_warnings():
         # torch warns of unusual pickles before it refuses them
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format from before torch 1.6 cannot be memory-mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # the format from before torch 1.6 is no zip file and cannot be memory-mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
-def gguf_file(folder: Path) -> Path | None:
-    """The folder's GGUF file, or None.
+def open_shards(index: Path) -> list[Path]:
+    """The files that an index names.
 
     Raises:
-        InvalidInput: there are several, so the choice is the user's.
+        UnsupportedFormat: it is broken, or names a file that is not beside it.
     """
-    found = sorted(folder.glob("*.gguf"))
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        raise InvalidInput(f"base folder {folder} has {len(found)} GGUF files ({names}); keep one per folder")
-    return found[0] if found else None
-
-
-def open_checkpoint(folder: Path, model: torch.nn.Module) -> Checkpoint:
-    """Open the folder's weights: safetensors before .bin before GGUF.
-
-    Args:
-        folder: a transformers folder.
-        model: the empty model, which GGUF's tensor names are mapped through.
-
-    Raises:
-        UnsupportedFormat: no weights, or broken ones.
-    """
-    for stem, suffix, kind in (
-        ("model", "safetensors", SafetensorsCheckpoint),
-        ("pytorch_model", "bin", BinCheckpoint),
-    ):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            return kind(_shards(index))
-        if (folder / f"{stem}.{suffix}").is_file():
-            return kind([folder / f"{stem}.{suffix}"])
-    if path := gguf_file(folder):
-        return GgufCheckpoint(path, model)
-    raise UnsupportedFormat(
-        f"base folder {folder} has no weights; expected model.safetensors, pytorch_model.bin or one *.gguf file"
-    )
-
-
-def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [n for n in names if Path(n).name != n or not (index.parent / n).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedFormat(f"{index}: expected an object with 'weight_map'") from error
-    missing = [n for n in names if not (index.parent / n).is_file() or Path(n).name != n]
     if missing:
         raise UnsupportedFormat(f"{index} names {missing[0]}, which is not in the folder; download the base again")
     return [index.parent / n for n in names]
-
-
-def choose_base_files(names: Iterable[str]) -> list[str]:
-    """Of a Hub repository's files, those that a base needs: one weight format, the configs, the tokenizer."""
-    top = [n for n in names if "/" not in n]
-    weights = next(
-        (found for suffix in (".safetensors", ".bin", ".gguf") if (found := [n for n in top if n.endswith(suffix)])), []
-    )
-    side_files = [n for n in top if n.endswith((".json", ".model", ".txt", ".jinja", ".md")) or n == "LICENSE"]
-    return weights + side_files

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from lorahub_edge.base.checkpoint import Checkpoint
+from lorahub_edge.base.contents import match_tensors
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight
 from lorahub_edge.base.open import OpenBase, is_quantised
 from lorahub_edge.errors import UnsupportedFormat
@@ -30,7 +31,7 @@ class Filler:
         self.model: nn.Module = opened.model
         self.family = opened.family
         self.checkpoint = checkpoint
-        self.names = checkpoint.names()
+        self.stored = match_tensors(opened.model, opened.family, checkpoint, head_is_tied=head_is_tied)
         # tensors go to their device as they are read: a later move would part a tied head from its embedding
         self.device = opened.device
         self.dtype = opened.dtype
@@ -73,11 +74,9 @@ class Filler:
         if self.head_is_tied is not None:
             return not self.head_is_tied
         name = f"{self.family.head}.weight"
-        if name not in self.names:
-            config = self.model.config
-            # T5's config in memory always says tied, so only its tensors can tell
-            return not self.family.is_seq2seq and not config.tie_word_embeddings  # type: ignore[union-attr]
-        head, embedding = self.checkpoint.read(name), self._raw(f"{self.family.embedding}.weight")
+        if name not in self.stored:
+            return False
+        head, embedding = self._raw(name), self._raw(f"{self.family.embedding}.weight")
         return head.dtype == torch.int8 or not torch.equal(head, embedding)
 
     def _int8_module(self, path: str, module: nn.Module, weight: Int8Weight) -> nn.Module:
@@ -90,7 +89,7 @@ class Filler:
         tensor = self._read(name)
         try:
             if tensor.dtype == torch.int8:  # saved by us or by transformers with bitsandbytes
-                weight = Int8Weight.from_absmax(tensor, self._read(name.removesuffix("weight") + "SCB"))
+                weight = Int8Weight.from_absmax(tensor, self._absmax(name))
             else:
                 weight = Int8Weight.from_float(tensor)
         except ValueError as error:
@@ -100,8 +99,7 @@ class Filler:
     def _float(self, name: str) -> torch.Tensor:
         tensor = self._read(name)
         if tensor.dtype == torch.int8:
-            absmax = self._read(name.removesuffix("weight") + "SCB")
-            return Int8Weight.from_absmax(tensor, absmax).to_float(self.dtype).to(self.device)
+            return Int8Weight.from_absmax(tensor, self._absmax(name)).to_float(self.dtype).to(self.device)
         return tensor.to(self.device, self.dtype, copy=True)  # a copy of its own: the file need not stay mapped
 
     def _read(self, name: str) -> torch.Tensor:
@@ -109,27 +107,7 @@ class Filler:
         return tensor if self.adjust is None else self.adjust(name, tensor)
 
     def _raw(self, name: str) -> torch.Tensor:
-        for candidate in self._spellings(name):
-            if candidate in self.names:
-                tensor = self.checkpoint.read(candidate)
-                self._check_shape(name, tensor)
-                return tensor
-        where = self.checkpoint.files[0].parent
-        raise UnsupportedFormat(
-            f"base checkpoint in {where} lacks tensor {name}; it is for another model, or incomplete"
-        )
+        return self.checkpoint.read(self.stored[name])
 
-    def _spellings(self, name: str) -> Iterator[str]:
-        yield name
-        if name == f"{self.family.embedding}.weight":  # some checkpoints keep only a copy
-            yield from (f"{copy}.weight" for copy in self.family.embedding_copies)
-        yield name.removeprefix("model.")  # saved from the body without its head
-
-    def _check_shape(self, name: str, tensor: torch.Tensor) -> None:
-        module_path, _, attribute = name.rpartition(".")
-        expected = getattr(self.model.get_submodule(module_path), attribute, None)
-        if isinstance(expected, torch.Tensor) and expected.shape != tensor.shape:
-            raise UnsupportedFormat(
-                f"base checkpoint, tensor {name}: expected shape {tuple(expected.shape)} from config.json, "
-                f"received {tuple(tensor.shape)}"
-            )
+    def _absmax(self, name: str) -> torch.Tensor:
+        return self.checkpoint.read(self.stored[name].removesuffix("weight") + "SCB")

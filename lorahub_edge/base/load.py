@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from lorahub_edge.base.attention import use_own_attention
-from lorahub_edge.base.checkpoint import Checkpoint, MappedCheckpoint
+from lorahub_edge.base.checkpoint import Checkpoint, map_safetensors
 from lorahub_edge.base.engines import choose_engines, layer_engines, set_engines
 from lorahub_edge.base.families import Family
 from lorahub_edge.base.filler import Adjust, Filler
@@ -56,7 +56,7 @@ def load_opened(opened: OpenBase, *, adjust: Adjust | None = None, cache: Cache 
         return _finish(opened, opened.checkpoint, adjust=adjust)
     key = _key(opened, cache)
     if entry := cache.open(key):
-        return _finish(opened, MappedCheckpoint(entry.folder / _WEIGHTS), entry=entry)
+        return _finish(opened, map_safetensors(entry.folder / _WEIGHTS), entry=entry)
     base = _finish(opened, opened.checkpoint)
     cache.store(key, lambda folder: _write(base, folder))
     return base

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorahub_edge import pocket
-from lorahub_edge.base.checkpoint import Checkpoint, choose_base_files, gguf_file, open_checkpoint
+from lorahub_edge.base.checkpoint import Checkpoint, SafetensorsCheckpoint, open_bin, open_shards
+from lorahub_edge.base.config import make_config, read_json, refuse_foreign_quantisation
+from lorahub_edge.base.contents import match_tensors
 from lorahub_edge.base.families import Family, family_of
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.base.files import CONFIG, VOCABULARY_FILES, choose_base_files, choose_weights
+from lorahub_edge.base.gguf import GgufCheckpoint, gguf_config, split_as_the_file_says
+from lorahub_edge.base.gguf_header import GgufHeader
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.sources import Source, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -78,16 +81,24 @@ def open_base(spec: str, *, precision: str, device: str) -> OpenBase:
     if precision not in PRECISIONS:
         raise InvalidInput(f"precision: expected one of {', '.join(PRECISIONS)}, received '{precision}'")
     torch_device = resolve_device(device)
-    source, gguf = _find(spec)
-    config = _load_config(source, gguf)
-    family = family_of(config.model_type, where=f"base '{spec}'")
-    if family.is_seq2seq and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = config.pad_token_id  # T5's decoder starts with the pad token
-    tokenizer = _load_tokenizer(source, gguf)
     dtype = _float_dtype(precision, torch_device)
-    with init_empty_weights(include_buffers=False):
-        model = family.auto_class.from_config(config, dtype=dtype)
-    checkpoint = open_checkpoint(source.folder, model)
+    source, files = _find(spec)
+    where = f"base '{spec}'"
+    with refused_as(f"{where}: its config cannot be read"):
+        header = GgufHeader.read(files[0]) if files[0].suffix == ".gguf" else None
+        values = read_json(source.folder / CONFIG) if header is None else gguf_config(header)
+    family = family_of(str(values.get("model_type")), where=where)
+    refuse_foreign_quantisation(values, where=where)
+    with refused_as(f"{where}: its weights cannot be read"):
+        checkpoint = _open_checkpoint(files) if header is None else GgufCheckpoint(header, values)
+    with refused_as(f"{where}: its config cannot be used"):
+        config = make_config(values, checkpoint, where=where)
+        if family.is_seq2seq and getattr(config, "decoder_start_token_id", None) is None:
+            config.decoder_start_token_id = config.pad_token_id  # T5's decoder starts with the pad token
+        with init_empty_weights(include_buffers=False):
+            model = family.auto_class.from_config(config, dtype=dtype)
+        match_tensors(model, family, checkpoint)
+    tokenizer = _load_tokenizer(source, config, header)
     return OpenBase(source, tokenizer, family, model, checkpoint, precision, torch_device, dtype)
 
 
@@ -106,32 +117,44 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _find(spec: str) -> tuple[Source, str | None]:
+def _find(spec: str) -> tuple[Source, list[Path]]:
+    """Where the base is, and the files with its weights: an index first, or one whole file."""
     path = Path(spec).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return Source(spec, path.resolve().parent), path.name
+        return Source(spec, path.resolve().parent), [path.resolve()]
     source = resolve(spec, embedded={"pocket": pocket.base_folder()}, choose_files=choose_base_files, kind="base")
-    gguf = None if (source.folder / "config.json").is_file() else gguf_file(source.folder)
-    return source, gguf.name if gguf else None
-
-
-def _load_config(source: Source, gguf: str | None) -> Any:
+    names = [entry.name for entry in source.folder.iterdir() if entry.is_file()]
     try:
-        return AutoConfig.from_pretrained(source.folder, gguf_file=gguf)
-    except Exception as error:  # a broken file makes transformers raise whatever it stumbled over
-        reason = first_line(error)
-        raise UnsupportedFormat(f"base '{source.spec}': its config cannot be read ({reason})") from error
+        weights = choose_weights(names, source.pick)
+    except InvalidInput as error:
+        raise InvalidInput(f"base '{spec}': {error}") from error
+    if not weights:
+        raise UnsupportedFormat(
+            f"base folder {source.folder} has no weights; "
+            "expected model.safetensors, pytorch_model.bin or one *.gguf file"
+        )
+    return source, [source.folder / name for name in weights]
 
 
-def _load_tokenizer(source: Source, gguf: str | None) -> PreTrainedTokenizerBase:
-    if gguf is None and not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would make up an empty one for some model types
-        raise UnsupportedFormat(f"base '{source.spec}' has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
-    try:
-        return AutoTokenizer.from_pretrained(source.folder, gguf_file=gguf)
-    except Exception as error:  # as above
-        reason = first_line(error)
-        raise UnsupportedFormat(f"base '{source.spec}': its tokenizer cannot be read ({reason})") from error
+def _open_checkpoint(files: list[Path]) -> Checkpoint:
+    first, *_ = files
+    if first.suffix == ".json":
+        files = open_shards(first)
+    return SafetensorsCheckpoint(files) if files[0].suffix == ".safetensors" else open_bin(files)
+
+
+def _load_tokenizer(source: Source, config: PreTrainedConfig, header: GgufHeader | None) -> PreTrainedTokenizerBase:
+    gguf = {} if header is None else {"gguf_file": header.path.name}
+    has_vocabulary = bool(gguf) or any((source.folder / name).is_file() for name in VOCABULARY_FILES)
+    lacks = f"base '{source.spec}' has no tokenizer; expected one of {', '.join(VOCABULARY_FILES)}"
+    with refused_as(f"base '{source.spec}': its tokenizer cannot be read" if has_vocabulary else lacks):
+        # the config is given, so that transformers reads no other; code that comes with a base is never run
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, trust_remote_code=False, **gguf)
+        if header is not None:
+            split_as_the_file_says(tokenizer, header)
+    if tokenizer.vocab_files_names and not has_vocabulary:  # ByT5 needs none; for other types an empty one is made up
+        raise UnsupportedFormat(lacks)
+    return tokenizer
 
 
 def _float_dtype(precision: str, device: torch.device) -> torch.dtype:

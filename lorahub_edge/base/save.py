@@ -11,22 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lorahub_edge.base.files import SIDE_FILES
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear
 from lorahub_edge.base.model import Base, head_is_tied
 from lorahub_edge.outputs import whole_folder
-
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def save_base(

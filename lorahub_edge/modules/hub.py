@@ -85,7 +85,9 @@ def _folders(spec: str) -> list[tuple[str, Source]]:
     return [(p.name, Source(str(p), p, source.revision)) for p in children]
 
 
-def _choose_files(names: Sequence[str]) -> list[str]:
+def _choose_files(names: Sequence[str], pick: str | None) -> list[str]:
+    if pick is not None:
+        raise InvalidInput(f"'{pick}' picks a file of a base; a module has one")
     weights = next((n for n in WEIGHT_FILES if n in names), None)
     return [CONFIG_FILE] if weights is None else [CONFIG_FILE, weights]
 

@@ -35,8 +35,8 @@ def test_our_float_base_equals_what_transformers_loads(smollm2):
 
 def test_a_folder_with_one_gguf_is_a_base_and_with_two_a_question(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedFormat, match="config cannot be read"):
+    with pytest.raises(UnsupportedFormat, match="not a whole GGUF file"):
         load_base(str(tmp_path), device="cpu")
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InvalidInput, match=r"2 GGUF files \(a\.gguf, b\.gguf\); keep one"):
+    with pytest.raises(InvalidInput, match=r"2 GGUF files \(a\.gguf, b\.gguf\); name one"):
         load_base(str(tmp_path), device="cpu")

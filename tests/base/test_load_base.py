@@ -194,7 +194,7 @@ def truncate(folder):
         (truncate, "not a whole safetensors file"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
         (change_config(num_layers=3, num_decoder_layers=3), "lacks tensor"),
-        (change_config(d_ff=128), "expected shape"),
+        (change_config(d_ff=48), "expected shape"),
         (change_config(model_type="bert"), "model type 'bert' is not supported"),
         (lambda f: (f / "config.json").write_text("{"), "config cannot be read"),
         (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),

@@ -1,0 +1,102 @@
+"""A stranger's config, checked before anything is built from it, as transformers' config object."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from lorahub_edge.base.checkpoint import Checkpoint
+from lorahub_edge.errors import UnsupportedFormat
+
+# Each layer has tensors of its own.
+_LAYER_COUNTS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
+# Each of these is a dimension of some tensor, or divides one; transformers makes a list of num_labels, so it is here.
+_WIDTHS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("d_model", "d_kv", "d_ff", "num_heads", "relative_attention_num_buckets", "num_labels"),
+)
+# Code, or places where transformers would look for code.
+_NEVER_TAKEN = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_OWN_QUANTISATION = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+_QUANTISATIONS = ("quantization_config", "compression_config")
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_NUMBER = 3.0e38  # float32's
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a stranger's file.
+
+    Raises:
+        UnsupportedFormat: not one, or an unlikely size.
+        OSError, ValueError, RecursionError: it cannot be read.
+    """
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise UnsupportedFormat(f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_CONFIG_BYTES}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(content).__name__}")
+    return content
+
+
+def refuse_foreign_quantisation(config: Mapping[str, Any], *, where: str) -> None:
+    """Only bitsandbytes' int8 rows are read; any other packing would give wrong weights.
+
+    Raises:
+        UnsupportedFormat: names the other method.
+    """
+    for key in _QUANTISATIONS:
+        stated = config.get(key) or {}
+        own = (
+            isinstance(stated, dict) and {"quant_method": "bitsandbytes", **stated}.items() >= _OWN_QUANTISATION.items()
+        )
+        if stated and not (own and not stated.get("load_in_4bit")):
+            method = stated.get("quant_method", stated) if isinstance(stated, dict) else stated
+            raise UnsupportedFormat(
+                f"{where}: its weights are quantised ({key}: {str(method)[:80]}); read are float weights and "
+                "bitsandbytes' load_in_8bit; give the float base it was made from"
+            )
+
+
+def make_config(config: Mapping[str, Any], checkpoint: Checkpoint, *, where: str) -> PreTrainedConfig:
+    """transformers' config of these values.
+
+    Args:
+        config: the values of config.json, with a known model_type.
+        checkpoint: the weights; no size may be beyond what they hold.
+        where: the base, for messages.
+
+    Raises:
+        UnsupportedFormat: a size that does not fit the weights, or a number that float32 does not hold.
+    """
+    shapes = [checkpoint.describe(name)[0] for name in checkpoint.names()]
+    limits = {
+        **dict.fromkeys(_LAYER_COUNTS, len(shapes)),
+        **dict.fromkeys(_WIDTHS, max((n for shape in shapes for n in shape), default=0)),
+    }
+    for name in limits.keys() & config.keys():
+        value = config[name]
+        if value is not None and (type(value) is not int or not 1 <= value <= limits[name]):
+            raise UnsupportedFormat(
+                f"{where}: its config says {name} = {str(value)[:40]}, but the weights allow 1 to {limits[name]}"
+            )
+    for number in _numbers(config):
+        if not math.isfinite(number) or abs(number) > _MAX_NUMBER:
+            raise UnsupportedFormat(
+                f"{where}: its config has the number {str(number)[:40]}, which float32 does not hold"
+            )
+    taken = {key: value for key, value in config.items() if key not in (*_NEVER_TAKEN, *_QUANTISATIONS)}
+    made: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(taken)
+    return made
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
