@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def make_config(config: Mapping[str, Any], checkpoint: Checkpoint, *, where: str
                 f"{where}: its config says {name} = {str(value)[:40]}, but the weights allow 1 to {limits[name]}"
             )
     for number in _numbers(config):
-        if not math.isfinite(number) or abs(number) > _MAX_NUMBER:
+        if not abs(number) <= _MAX_NUMBER:  # nor NaN
             raise UnsupportedFormat(
                 f"{where}: its config has the number {str(number)[:40]}, which float32 does not hold"
             )

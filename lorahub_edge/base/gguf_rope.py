@@ -6,6 +6,7 @@ llama.cpp stores Llama 3's scaling as one factor per frequency. The parameters t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,42 +67,44 @@ def _llama3(header: GgufHeader, head_dim: int, theta: float) -> dict[str, Any] |
     if np.allclose(factors, 1.0):
         return None
     wavelengths = 2 * math.pi * theta ** (np.arange(head_dim // 2) * 2 / head_dim)
-    factor = round(float(factors.max()), 4)
-    for high, original in _candidates(factors, wavelengths, factor):
-        if np.allclose(_llama3_factors(wavelengths, factor, high, original), factors, rtol=_TOLERANCE):
+    factor = float(factors.max())
+    for low, high in _candidates(factors, wavelengths, factor):
+        smooth = np.clip((1 / wavelengths - 1 / low) / (1 / high - 1 / low), 0, 1)
+        if np.allclose(1 / ((1 - smooth) / factor + smooth), factors, rtol=_TOLERANCE):
+            original = max(1, round(low))
             return {
                 "rope_type": "llama3",
                 "factor": factor,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": high,
+                "low_freq_factor": _rounded(original / low),
+                "high_freq_factor": _rounded(original / high),
                 "original_max_position_embeddings": original,
             }
     raise UnsupportedFormat(f"{header.path}: the factors in {ROPE_TENSOR} are not those of Llama 3's rope scaling")
 
 
-def _candidates(factors: Any, wavelengths: Any, factor: float) -> list[tuple[float, int]]:
-    """(high_freq_factor, original_max_position_embeddings) that the factors suggest, for a low_freq_factor of 1.
+def _candidates(factors: Any, wavelengths: Any, factor: float) -> Iterator[tuple[float, float]]:
+    """The wavelengths that the factors suggest: above `low` all is scaled by the factor, below `high` nothing.
 
-    Between the wavelengths original/high and original, 1/factors is (1 - s)/factor + s with
-    s = (original/wavelength - 1)/(high - 1).
+    Between them 1/factors is (1 - s)/factor + s with s = (1/wavelength - 1/low) / (1/high - 1/low): a line. Through one
+    point go many, of which any that agrees with all factors will do.
     """
-    between = (factors > 1 + _TOLERANCE) & (factors < factor * (1 - _TOLERANCE))
-    smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
-    found = []
-    if between.sum() >= 2:
-        slope, offset = np.polyfit(1 / wavelengths[between], smooth, 1)
-        found.append((1 - 1 / offset, -slope / offset))
-    if between.any():  # as published: high is 4
-        found.append((4.0, float(wavelengths[between][0]) * (1 + 3 * float(smooth[0]))))
+    is_scaled, is_whole = factors > 1 + _TOLERANCE, factors > factor * (1 - _TOLERANCE)
+    between = wavelengths[is_scaled & ~is_whole]
+    smooth = (1 / factors[is_scaled & ~is_whole] - 1 / factor) / (1 - 1 / factor)
+    if len(between) > 1:
+        slope, offset = np.polyfit(1 / between, smooth, 1)
+        yield -slope / offset, slope / (1 - offset)
+    elif len(between) == 1:
+        for ratio in (*np.geomspace(4, 1.001, 100), *np.geomspace(4, 100, 100)):
+            low = between[0] * (1 + (ratio - 1) * smooth[0])
+            yield low, low / ratio
     else:
-        first_scaled = wavelengths[factors > 1 + _TOLERANCE].min()
-        last_plain = wavelengths[factors <= 1 + _TOLERANCE].max(initial=first_scaled / 8)
-        found.append((2.0, math.sqrt(first_scaled * 2 * last_plain)))
-        found.append((1.01, math.sqrt(first_scaled * 1.01 * last_plain)))
-    return [(round(float(high), 4), round(float(original))) for high, original in found if math.isfinite(original)]
+        first = wavelengths[is_scaled].min()
+        gap = math.sqrt(first / wavelengths[~is_scaled].max(initial=first / 4))
+        yield first / gap**0.5, first / gap**1.5
 
 
-def _llama3_factors(wavelengths: Any, factor: float, high: float, original: int) -> Any:
-    """Frequency without scaling over frequency with it, as transformers scales them."""
-    smooth = np.clip((original / wavelengths - 1) / (high - 1), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+def _rounded(value: Any) -> float:
+    """What was meant by a value that float32 factors give nearly."""
+    near = round(float(value), 2)
+    return near if math.isclose(near, value, rel_tol=3e-6) and near > 0 else float(value)

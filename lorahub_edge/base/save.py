@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from lorahub_edge.base.files import SIDE_FILES
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear
@@ -116,12 +117,28 @@ def _config(base: Base, float_layers: Sequence[str]) -> dict[str, Any]:
 
 
 def copy_side_files(base: Base, folder: Path) -> None:
-    """generation_config.json and the tokenizer, byte for byte.
+    """generation_config.json and the tokenizer, byte for byte; from a GGUF file the tokenizer that it carries.
 
     A tokenizer saved anew may not load in other versions.
     """
+    if base.weight_files[0].suffix == ".gguf":  # what lies beside the file need not belong to it
+        _save_tokenizer(base.tokenizer, folder)
+        return
     found = {n: base.source.folder / n for n in SIDE_FILES if (base.source.folder / n).is_file()}
-    if "tokenizer.json" not in found and "spiece.model" not in found:  # GGUF carries its tokenizer inside
+    if "tokenizer.json" not in found and "spiece.model" not in found:
         base.tokenizer.save_pretrained(folder)
     for name, path in found.items():
         shutil.copyfile(path, folder / name)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """In words that transformers 4 understands too: its class, its inputs, and special tokens under its name."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    further = config.pop("extra_special_tokens", None)
+    if further:
+        config["additional_special_tokens"] = list(further)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.exporting.adapters import adapter_record, check_same_base, remove_adapter, write_adapter
 from lorahub_edge.exporting.folder import write_graphs, write_record, write_side_files
 from lorahub_edge.exporting.forms import LayerForm
@@ -94,6 +94,9 @@ def export(
     found = open_source(
         source, precision, with_adapter=with_adapter, in_place_int8=in_place_int8, min_survival=min_survival
     )
+    if not found.base.tokenizer.is_fast:  # ByT5's
+        kind = type(found.base.tokenizer).__name__
+        raise UnsupportedFormat(f"export: {source}: tokenizer.json cannot hold a {kind}, so clients could not read it")
     if adds_adapter:
         report = _add_adapter(found, out, precision)
     else:
