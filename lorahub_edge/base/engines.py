@@ -25,19 +25,22 @@ _PROBE_TOKENS = 64
 _PROBE_TARGET_TOKENS = 8
 
 
-def choose_engines(model: nn.Module, family: Family) -> dict[str, str]:
+def choose_engines(model: nn.Module, family: Family, device: torch.device) -> dict[str, str]:
     """The engine of every Int8Linear of a model, by name.
 
     The model reads a fixed sequence of tokens from all over its vocabulary with float products; each layer gets the
     cheapest engine, "int8" or "int8-blocks" (on a CPU), whose output is within MOST_ONE_PART_ERROR of the float one in
     every row, others get "int8-split". Where int8 products are slow all get "dequantize".
 
+    Raises:
+        Exception: whatever a model raises that cannot compute, also one without such layers.
+
     Cost: one forward of 64 tokens with every weight expanded, tile by tile.
     """
     layers = _int8_linears(model)
     set_engines(model, dict.fromkeys(layers, "dequantize"))
-    device = next(iter(layers.values())).codes.device if layers else torch.device("cpu")
     if not layers or not int8_matmul_available(device):
+        _read_probe(model, family, device)
         return layer_engines(model)
     errors = one_part_errors(layers, lambda: _read_probe(model, family, device))
     return {name: cheapest_engine(errors.get(name, {})) for name in layers}
@@ -112,6 +115,7 @@ def _hooks(layers: dict[str, Int8Linear], errors: dict[str, dict[str, float]]) -
             layer.inputs.forget()
 
 
+@torch.inference_mode()
 def _read_probe(model: nn.Module, family: Family, device: torch.device) -> None:
     embedding = model.get_submodule(family.embedding)
     n_words: int = embedding.num_embeddings  # type: ignore[assignment]

@@ -11,7 +11,7 @@ from lorahub_edge.base.checkpoint import Checkpoint
 from lorahub_edge.base.contents import match_tensors
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight
 from lorahub_edge.base.open import OpenBase, is_quantised
-from lorahub_edge.errors import UnsupportedFormat
+from lorahub_edge.errors import UnsupportedFormat, refused_as
 
 # Called with each tensor's name and value as it is read, before anything is rounded; returns what to take instead.
 Adjust = Callable[[str, torch.Tensor], torch.Tensor]
@@ -107,7 +107,9 @@ class Filler:
         return tensor if self.adjust is None else self.adjust(name, tensor)
 
     def _raw(self, name: str) -> torch.Tensor:
-        return self.checkpoint.read(self.stored[name])
+        with refused_as(f"base checkpoint, tensor {name} cannot be read"):
+            return self.checkpoint.read(self.stored[name])
 
     def _absmax(self, name: str) -> torch.Tensor:
-        return self.checkpoint.read(self.stored[name].removesuffix("weight") + "SCB")
+        with refused_as(f"base checkpoint, tensor {name} cannot be read"):
+            return self.checkpoint.read(self.stored[name].removesuffix("weight") + "SCB")

@@ -19,6 +19,7 @@ from lorahub_edge.base.model import Base, head_is_tied
 from lorahub_edge.base.open import OpenBase, open_base
 from lorahub_edge.base.save import base_tensors
 from lorahub_edge.cache import Cache, Entry, key_of
+from lorahub_edge.errors import refused_as
 
 _WEIGHTS = "model.safetensors"
 
@@ -34,7 +35,8 @@ def load_base(
     """Load a base, quantising each tensor as it is read.
 
     Args:
-        spec: "pocket", a folder, a .gguf file, or a Hub id with an optional @revision.
+        spec: "pocket", a folder, a .gguf file, or a Hub id: org/name, with an optional :Q8_0 or /FILE.gguf that picks one
+            of several GGUF files, and an optional @revision.
         precision: "int8" (rows, bitsandbytes layout), "bf16" or "fp32" for matrices. What is left float computes
             in float32 on a CPU and bfloat16 on CUDA, "bf16" in bfloat16 everywhere.
         device: "auto", "cpu" or "cuda".
@@ -95,7 +97,8 @@ def _finish(
     if opened.precision == "int8":  # a float base stays what transformers computes, to the bit
         fuse_gated_layers(model, family)
         use_own_attention(model)
-    engines = choose_engines(model, family) if entry is None else entry.record["engines"]
+    with refused_as(f"base '{opened.source.spec}': the model that its config describes cannot compute"):
+        engines = choose_engines(model, family, opened.device) if entry is None else entry.record["engines"]
     set_engines(model, engines)
     counts = {name: list(engines.values()).count(name) for name in sorted(set(engines.values()))}
     return Base(

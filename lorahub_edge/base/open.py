@@ -95,6 +95,8 @@ def open_base(spec: str, *, precision: str, device: str) -> OpenBase:
         config = make_config(values, checkpoint, where=where)
         if family.is_seq2seq and getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = config.pad_token_id  # T5's decoder starts with the pad token
+        if family.is_seq2seq and not 0 <= config.decoder_start_token_id < config.vocab_size:
+            raise ValueError(f"decoder_start_token_id {config.decoder_start_token_id} is no token")
         with init_empty_weights(include_buffers=False):
             model = family.auto_class.from_config(config, dtype=dtype)
         match_tensors(model, family, checkpoint)
@@ -121,7 +123,8 @@ def _find(spec: str) -> tuple[Source, list[Path]]:
     """Where the base is, and the files with its weights: an index first, or one whole file."""
     path = Path(spec).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return Source(spec, path.resolve().parent), [path.resolve()]
+        folder = path.parent.resolve()  # not the file: in the Hub's cache it is a link to one without a name
+        return Source(spec, folder), [folder / path.name]
     source = resolve(spec, embedded={"pocket": pocket.base_folder()}, choose_files=choose_base_files, kind="base")
     names = [entry.name for entry in source.folder.iterdir() if entry.is_file()]
     try:

@@ -190,6 +190,15 @@ def test_a_saved_base_has_a_tokenizer_that_transformers_4_knows(tmp_path):
     assert (base.tokenizer.eos_token, base.tokenizer.pad_token) == (config["eos_token"], config["pad_token"])
 
 
+def test_a_link_to_a_file_without_a_name_is_read(tmp_path):
+    """As the Hub's cache keeps them."""
+    path = gguf_files.write(tmp_path, "llama", name="blob.gguf").rename(tmp_path / "5f3e")
+    (tmp_path / "snapshot").mkdir()
+    link = tmp_path / "snapshot" / "model.gguf"
+    link.symlink_to(path)
+    assert open_base(str(link), precision="int8", device="cpu").checkpoint.files[0].name == "model.gguf"
+
+
 def test_a_folder_with_one_gguf_is_a_base_and_with_two_a_question(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(UnsupportedFormat, match="not a whole GGUF file"):

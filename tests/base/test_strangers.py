@@ -184,6 +184,22 @@ def test_a_strangers_base_is_refused_in_one_line(bases, tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_a_config_that_cannot_compute_is_found_when_the_base_is_loaded(bases, tmp_path, precision):
+    """The buckets' formula divides by log(max_distance / 8): 0 here."""
+    folder = Path(shutil.copytree(bases["t5"], tmp_path / "base"))
+    config(relative_attention_num_buckets=32, relative_attention_max_distance=8)(folder)
+    with pytest.raises(UnsupportedFormat, match="the model that its config describes cannot compute"):
+        load_base(str(folder), precision=precision, device="cpu")
+
+
+def test_a_start_token_that_is_none_is_refused(bases, tmp_path):
+    folder = Path(shutil.copytree(bases["t5"], tmp_path / "base"))
+    config(decoder_start_token_id=10**6)(folder)
+    with pytest.raises(UnsupportedFormat, match="decoder_start_token_id 1000000 is no token"):
+        open_base(str(folder), precision="int8", device="cpu")
+
+
 def patched(*changes):
     """A whole GGUF file with other bytes at some offsets."""
 
