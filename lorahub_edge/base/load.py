@@ -35,8 +35,8 @@ def load_base(
     """Load a base, quantising each tensor as it is read.
 
     Args:
-        spec: "pocket", a folder, a .gguf file, or a Hub id: org/name, with an optional :Q8_0 or /FILE.gguf that picks one
-            of several GGUF files, and an optional @revision.
+        spec: "pocket", a folder, a .gguf file, or a Hub id: org/name, with an optional :Q8_0 or /FILE.gguf that picks
+            one of several GGUF files, and an optional @revision.
         precision: "int8" (rows, bitsandbytes layout), "bf16" or "fp32" for matrices. What is left float computes
             in float32 on a CPU and bfloat16 on CUDA, "bf16" in bfloat16 everywhere.
         device: "auto", "cpu" or "cuda".

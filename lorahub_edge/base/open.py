@@ -22,6 +22,7 @@ from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.sources import Source, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
+_PROBE_TEXT = "one text"
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def _load_tokenizer(source: Source, config: PreTrainedConfig, header: GgufHeader
         tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, trust_remote_code=False, **gguf)
         if header is not None:
             split_as_the_file_says(tokenizer, header)
+        tokenizer.decode(tokenizer(_PROBE_TEXT).input_ids)  # some settings are looked at when they are needed
     if tokenizer.vocab_files_names and not has_vocabulary:  # ByT5 needs none; for other types an empty one is made up
         raise UnsupportedFormat(lacks)
     return tokenizer

@@ -170,6 +170,7 @@ CASES = {
     "tokenizer: not JSON": (text("tokenizer.json", "{"), "tokenizer cannot be read"),
     "tokenizer: nothing in it": (text("tokenizer.json", "{}"), "tokenizer cannot be read"),
     "tokenizer: config": (text("tokenizer_config.json", "[]"), "tokenizer cannot be read"),
+    "tokenizer: a length": (text("tokenizer_config.json", '{"model_max_length": "8"}'), "tokenizer cannot be read"),
     "tokenizer: class": (text("tokenizer_config.json", '{"tokenizer_class": 5}'), "tokenizer cannot be read"),
 }  # fmt: skip
 
