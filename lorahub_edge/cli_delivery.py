@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -131,26 +132,47 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 8,
     max_waiting: Annotated[int, typer.Option(help="Texts that may wait; beyond it requests get 429.")] = 64,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer. Default: the export's limit.")
+        int | None, typer.Option(help="No answer is longer. Default: the export's limit.")
     ] = None,
     timeout_s: Annotated[float, typer.Option(help="Give up an answer after so many seconds (504).")] = 60.0,
     shutdown_s: Annotated[float, typer.Option(help="Finish answers under way for so long after a signal.")] = 30.0,
     threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: its own choice.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LORAHUB_EDGE_API_KEY",
+            help="Answer only those who send it as a bearer token. Other users see the command line, not the variable.",
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name under which clients may ask, beside localhost and --host; * for any. Repeatable."),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Other web site whose pages may ask, such as https://example.org. Repeatable."),
+    ] = None,
 ) -> None:
     """Serve an exported folder over HTTP: /v1/completions, /health, /metrics, a page at /. Imports no torch.
 
     Example: lorahub-edge serve navigate-onnx --port 8000
     """
     try:
-        from lorahub_edge.serve.server import ServerSettings, run
+        from lorahub_edge.serve.server import run
+        from lorahub_edge.serve.server_settings import ServerSettings
     except ModuleNotFoundError as error:
         raise UnsupportedFormat(f"serve: {error.name} is not installed; pip install 'lorahub-edge[serve]'") from error
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("lorahub_edge.serve").setLevel(logging.INFO)
     settings = ServerSettings(
         max_batch=max_batch,
         max_waiting=max_waiting,
         max_new_tokens=max_new_tokens,
         timeout_s=timeout_s,
         shutdown_s=shutdown_s,
+        api_key=api_key,
+        allowed_hosts=tuple(allowed_host or ()),
+        allowed_origins=tuple(allowed_origin or ()),
     )
     run(
         folder,

@@ -6,66 +6,94 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
-from fastapi import Request
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from lorahub_edge.serve.batching import Job
 from lorahub_edge.serve.generate import Completion, Piece
+from lorahub_edge.serve.guard import Exchange
 from lorahub_edge.serve.metrics import Metrics
-from lorahub_edge.serve.protocol import CompletionRequest, error_body, new_id, part_of_answer, whole_answer
+from lorahub_edge.serve.protocol import part_of_answer, whole_answer
+from lorahub_edge.serve.refusal import Refused, hung_up, refusal_of
+from lorahub_edge.serve.settings import GenerationSettings
 
-
-class HungUp(Exception):
-    """The client is gone."""
+_Pieces = AsyncGenerator[tuple[int, Piece], None]
+_Result = TypeVar("_Result")
 
 
 class Answer:
     """One request's answers as they come from the worker.
 
     Args:
-        asked: the request.
+        texts, settings: what is asked; one of the settings for each text.
         model: the name to answer under.
-        max_new_tokens: the most that a request may ask for.
         timeout_s: an answer that takes longer is given up.
-        metrics: where it is counted.
-
-    Raises:
-        InvalidInput: it asks for more than that.
+        exchange, metrics: where it is counted.
     """
 
     def __init__(
-        self, asked: CompletionRequest, *, model: str, max_new_tokens: int, timeout_s: float, metrics: Metrics
+        self,
+        texts: tuple[str, ...],
+        settings: list[GenerationSettings],
+        *,
+        model: str,
+        timeout_s: float,
+        exchange: Exchange,
+        metrics: Metrics,
     ) -> None:
         self.model = model
         self.timeout_s = timeout_s
         self.metrics = metrics
+        self.exchange = exchange
         self.started = time.monotonic()
-        self.id = new_id()
+        self.id = f"cmpl-{exchange.id}"
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
-        settings = asked.settings(max_new_tokens)
         self.jobs = [
-            Job(text, each, self._receiver(row))
-            for row, (text, each) in enumerate(zip(asked.prompts, settings, strict=True))
+            Job(text, each, self._receiver(row)) for row, (text, each) in enumerate(zip(texts, settings, strict=True))
         ]
 
-    def _receiver(self, row: int) -> Any:
+    def _receiver(self, row: int) -> Callable[[Piece | Exception], None]:
         def receive(piece: Piece | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._news.put_nowait, (row, piece))
 
         return receive
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
+    def fail(self, error: Exception) -> None:
+        """End it with an error instead of an answer."""
+        self._news.put_nowait((0, error))
+
+    def give_up(self) -> None:
+        """Nobody waits any more: its texts leave the queue, or their batch at the next step."""
+        for job in self.jobs:
+            job.cancelled.set()
+
+    async def response(self, request: Request, *, is_stream: bool) -> Response:
+        """The answer, given up if the client goes away. A stream starts with its first text.
+
+        Raises:
+            Refused: no answer in time, or nobody to read it.
+            LorahubEdgeError: what came from the batcher instead of an answer.
+        """
+        pieces = self._pieces()
+        if is_stream:
+            first = await _unless_gone(request, anext(pieces))
+            return _EventStream(self._events(first, pieces), self.give_up)
+        completions = await _unless_gone(request, self._collect(pieces))
+        return JSONResponse(whole_answer(self.id, self.model, completions))
+
+    async def _pieces(self) -> _Pieces:
         """Pieces until every text is answered; leaving early gives the others up."""
         n_open = len(self.jobs)
         is_first = True
         try:
             while n_open:
-                left = self.timeout_s - (time.monotonic() - self.started)
-                row, piece = await asyncio.wait_for(self._news.get(), max(left, 0.001))
+                row, piece = await self._next()
                 if isinstance(piece, Exception):
                     raise piece
                 if is_first:
@@ -77,65 +105,80 @@ class Answer:
                 yield row, piece
             self.metrics.request_s.observe(time.monotonic() - self.started)
         finally:
-            for job in self.jobs:
-                job.cancelled.set()
+            self.give_up()
+
+    async def _next(self) -> tuple[int, Piece | Exception]:
+        left = self.timeout_s - (time.monotonic() - self.started)
+        try:
+            return await asyncio.wait_for(self._news.get(), max(left, 0.001))
+        except asyncio.TimeoutError as error:  # before Python 3.11 this is not TimeoutError
+            message = f"no whole answer within {self.timeout_s:g} s; ask for fewer tokens"
+            raise Refused(504, message, kind="timeout_error") from error
 
     def _count(self, completion: Completion) -> None:
-        self.metrics.prompt_tokens.inc(completion.n_prompt_tokens)
-        self.metrics.answer_tokens.inc(len(completion.token_ids))
+        n_prompt, n_answer = completion.n_prompt_tokens, len(completion.token_ids)
+        self.metrics.prompt_tokens.inc(n_prompt)
+        self.metrics.answer_tokens.inc(n_answer)
+        self.exchange.n_prompt_tokens += n_prompt
+        self.exchange.n_answer_tokens += n_answer
 
-    async def whole(self, request: Request) -> dict[str, Any]:
-        """The answer in one piece; given up if the client goes away."""
-        watcher = asyncio.create_task(_until_gone(request))
-        collector = asyncio.create_task(self._collect())
-        try:
-            await asyncio.wait({watcher, collector}, return_when=asyncio.FIRST_COMPLETED)
-            if not collector.done():
-                raise HungUp
-            return whole_answer(self.id, self.model, collector.result())
-        finally:
-            for task in (watcher, collector):
-                task.cancel()
-            await asyncio.gather(watcher, collector, return_exceptions=True)
-
-    async def _collect(self) -> list[Completion]:
+    async def _collect(self, pieces: _Pieces) -> list[Completion]:
         found: dict[int, Completion] = {}
-        async with contextlib.aclosing(self._pieces()) as pieces:
+        async with contextlib.aclosing(pieces):
             async for row, piece in pieces:
                 if piece.completion is not None:
                     found[row] = piece.completion
         return [found[row] for row in range(len(self.jobs))]
 
-    async def events(self) -> AsyncIterator[str]:
-        """Server-sent events; an error is the last of them."""
-        status = "499"  # stays so if the client hangs up and this generator is closed
+    async def _events(self, first: tuple[int, Piece], pieces: _Pieces) -> AsyncIterator[str]:
+        """Server-sent events; an error is the last of them, and what is counted."""
+        self.exchange.status = 499  # stays so if the client hangs up and this generator is closed
         try:
-            async with contextlib.aclosing(self._pieces()) as pieces:
+            async with contextlib.aclosing(pieces):
+                yield self._event(*first)
                 async for row, piece in pieces:
-                    reason = piece.completion.finish_reason if piece.completion else None
-                    yield part_of_answer(self.id, self.model, row, piece.text, reason)
-            status = "200"
+                    yield self._event(row, piece)
+            self.exchange.status = 200
             yield "data: [DONE]\n\n"
-        except TimeoutError:
-            status = "504"
-            yield _error_event(timeout_message(self.timeout_s), "timeout_error")
-        except Exception as error:  # onnxruntime's errors have no parent of their own
-            status = "500"
-            yield _error_event(f"the model failed on this request ({type(error).__name__})", "internal_error")
+        except Exception as error:
+            refused = refusal_of(error, self.exchange.id)
+            self.exchange.status, self.exchange.code = refused.status, refused.code
+            yield f"data: {json.dumps(refused.body())}\n\n"
+
+    def _event(self, row: int, piece: Piece) -> str:
+        reason = piece.completion.finish_reason if piece.completion else None
+        return part_of_answer(self.id, self.model, row, piece.text, reason)
+
+
+class _EventStream(StreamingResponse):
+    """Events that are given up whenever the response ends, even before the first was asked for."""
+
+    def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            self.metrics.requests.labels(status=status).inc()
+            self._on_end()
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of some work, unless the client hangs up first; the body must have been read."""
+    watcher = asyncio.create_task(_until_gone(request))
+    worker = asyncio.create_task(work)
+    try:
+        await asyncio.wait({watcher, worker}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise hung_up()
+        return worker.result()
+    finally:
+        for task in (watcher, worker):
+            task.cancel()
+        await asyncio.gather(watcher, worker, return_exceptions=True)
 
 
 async def _until_gone(request: Request) -> None:
-    """Returns when the client has hung up; the body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _error_event(message: str, kind: str) -> str:
-    return f"data: {json.dumps(error_body(message, kind))}\n\n"
-
-
-def timeout_message(timeout_s: float) -> str:
-    """For an answer that was given up."""
-    return f"no whole answer within {timeout_s:g} s; ask for fewer tokens"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorahub_edge.serve.model import OnnxModel
-from lorahub_edge.serve.settings import GenerationSettings
+from lorahub_edge.serve.settings import GenerationSettings, checked
 
 
-def beam_search(model: OnnxModel, prompt: Sequence[int], settings: GenerationSettings, limit: int) -> tuple[int, ...]:
-    """Token ids of the best answer found.
+def beam_search(
+    model: OnnxModel,
+    prompt: Sequence[int],
+    settings: GenerationSettings,
+    limit: int,
+    *,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> tuple[int, ...] | None:
+    """Token ids of the best answer found; None if nobody wants it any more.
 
     Each step looks at the 2 * n_beams likeliest continuations of all beams: those that end are set aside, the best
     n_beams others go on. The search ends at `limit`, or when n_beams answers are set aside and no beam could still beat
@@ -23,14 +30,17 @@ def beam_search(model: OnnxModel, prompt: Sequence[int], settings: GenerationSet
         prompt: token ids.
         settings: n_beams and length_penalty.
         limit: at most so many tokens.
+        is_wanted: asked before each step.
     """
+    if not is_wanted():
+        return None
     width = settings.n_beams
     state, logits = model.begin([prompt])
     beams: list[list[int]] = [[]]
     scores = np.zeros(1)
     finished: list[tuple[float, list[int]]] = []
     for length in range(1, limit + 1):
-        candidates = _candidates(scores, _log_probabilities(logits[:, -1]), 2 * width)
+        candidates = _candidates(scores, _log_probabilities(checked(logits[:, -1])), 2 * width)
         going: list[tuple[float, int, int]] = []
         for rank, (score, beam, token) in enumerate(candidates):
             if token in model.files.end_ids:
@@ -44,6 +54,8 @@ def beam_search(model: OnnxModel, prompt: Sequence[int], settings: GenerationSet
             break
         beams = [[*beams[beam], token] for _, beam, token in going]
         scores = np.array([score for score, _, _ in going])
+        if not is_wanted():
+            return None
         if length < limit:
             state = model.select(state, [beam for _, beam, _ in going])
             logits = model.step(state, np.array([[token] for _, _, token in going], np.int64))

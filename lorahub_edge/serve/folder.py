@@ -74,8 +74,9 @@ class ExportFolder:
         """Token ids of the prompt around a text; not cut."""
         prompt = self.prompt
         text = text.strip() if prompt.strip_input else text
-        encoding = self.tokenizer.encode(
-            f"{prompt.before}{text}{prompt.after}", add_special_tokens=prompt.add_special_tokens
+        # of the tokenizer's methods only those for batches let other threads run meanwhile
+        [encoding] = self.tokenizer.encode_batch(
+            [f"{prompt.before}{text}{prompt.after}"], add_special_tokens=prompt.add_special_tokens
         )
         return [*prompt.opening_ids, *encoding.ids, *prompt.closing_ids]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from lorahub_edge.serve.beam import beam_search
 from lorahub_edge.serve.model import Ids, OnnxModel
 from lorahub_edge.serve.settings import Chooser, GenerationSettings
 
+CHARACTERS_PER_TOKEN = 32  # longer prompts are refused unread; most tokenizers average 3 to 5, spaces included
 _REPLACEMENT = "�"  # what the tokenizer makes of half a character
 
 
@@ -96,26 +98,53 @@ def stream(
         raise InvalidInput("generate: no text was given; expected at least one")
     all_settings = _one_each(settings, len(texts))
     prompts = [checked_prompt(model, text) for text in texts]
-    together = [row for row, s in enumerate(all_settings) if s.n_beams == 1]
+    yield from answer_prompts(model, prompts, all_settings, is_wanted=is_wanted)
+
+
+def answer_prompts(
+    model: OnnxModel,
+    prompts: Sequence[Sequence[int]],
+    settings: Sequence[GenerationSettings],
+    *,
+    is_wanted: Callable[[int], bool],
+) -> Iterator[Piece]:
+    """As `stream`, for prompts that `checked_prompt` made, with settings for each."""
+    rows = [_row(model, r, each, len(prompts[r])) for r, each in enumerate(settings)]
+    together = [row for row in rows if row.settings.n_beams == 1 and is_wanted(row.index)]
     if together:
-        rows = [_row(model, r, all_settings[r], len(prompts[r])) for r in together]
-        yield from _decode(model, rows, [prompts[r] for r in together], is_wanted)
-    for row, each in enumerate(all_settings):
-        if each.n_beams > 1 and is_wanted(row):
-            limit = _limit(model, each, len(prompts[row]))
-            token_ids = beam_search(model, prompts[row], each, limit)
-            yield _finish(model, _row(model, row, each, len(prompts[row])), token_ids, limit)
+        yield from _decode(model, together, [prompts[row.index] for row in together], is_wanted)
+    for row in rows:
+        if row.settings.n_beams > 1:
+            wanted = partial(is_wanted, row.index)
+            token_ids = beam_search(model, prompts[row.index], row.settings, row.limit, is_wanted=wanted)
+            if token_ids is not None:
+                yield _finish(model, row, token_ids, row.limit)
 
 
 def checked_prompt(model: OnnxModel, text: str) -> list[int]:
     """Token ids of a text's prompt.
 
     Raises:
-        InvalidInput: longer than the export takes.
+        InvalidInput: not Unicode, empty, or longer than the export takes. The characters are counted first, so that a
+            text of any length costs little.
     """
-    ids = model.files.encode(text)
     limit = model.files.prompt.max_input_tokens
-    if not 0 < len(ids) <= limit:
+    most = limit * CHARACTERS_PER_TOKEN
+    if len(text) > most:
+        raise InvalidInput(
+            f"prompt: expected at most {most} characters ({CHARACTERS_PER_TOKEN} for each of {limit} tokens), "
+            f"received {len(text)}; shorten the text"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"prompt: expected Unicode text, received a lone surrogate at character {error.start}"
+        ) from error
+    ids = model.files.encode(text)
+    if not ids:
+        raise InvalidInput("prompt: expected a text of at least one token, received an empty one")
+    if len(ids) > limit:
         raise InvalidInput(f"prompt: expected 1 to {limit} tokens, received {len(ids)}; shorten the text")
     return ids
 

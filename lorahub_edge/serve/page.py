@@ -15,6 +15,7 @@ PAGE = """<!doctype html>
 <h1>lorahub-edge</h1>
 <form id="form">
   <textarea id="prompt" rows="4" aria-label="Input" required autofocus></textarea>
+  <input id="key" type="password" placeholder="API key" aria-label="API key" autocomplete="off" hidden>
   <button>Answer</button>
 </form>
 <output id="answer" for="prompt"></output>
@@ -25,10 +26,13 @@ PAGE = """<!doctype html>
     event.preventDefault();
     const started = performance.now();
     byId("answer").textContent = ""; byId("note").textContent = "";
+    const headers = {"Content-Type": "application/json"};
+    if (byId("key").value) headers.Authorization = "Bearer " + byId("key").value;
     const response = await fetch("v1/completions", {
-      method: "POST", headers: {"Content-Type": "application/json"},
+      method: "POST", headers,
       body: JSON.stringify({prompt: byId("prompt").value, stream: true}),
     });
+    if (response.status === 401) byId("key").hidden = false;
     if (!response.ok) { byId("note").textContent = (await response.json()).error.message; return; }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";

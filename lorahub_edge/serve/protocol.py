@@ -3,105 +3,134 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.generate import Completion
-from lorahub_edge.serve.settings import GenerationSettings
+from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 
 MAX_PROMPTS = 16
 
 # OpenAI's settings that are understood only as what they are when left out.
 _ONLY_DEFAULTS: dict[str, tuple[Any, ...]] = {
-    "n": (1, None),
-    "best_of": (1, None),
-    "echo": (False, None),
-    "logprobs": (None,),
-    "logit_bias": (None, {}),
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "suffix": (None, ""),
-    "stream_options": (None,),
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "logprobs": (),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "suffix": ("",),
+    "stream_options": (),
 }
 _IGNORED = ("user",)
 
 
+def _texts(most: int) -> BeforeValidator:
+    """One text or a list of them, as a tuple; their number is checked before any of them is looked at."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list):
+            raise PydanticCustomError("texts", "expected a text or a list of texts")
+        if not 1 <= len(texts) <= most:
+            raise PydanticCustomError("texts", f"expected 1 to {most} texts, received {len(texts)}")
+        if not all(isinstance(text, str) for text in texts):
+            raise PydanticCustomError("texts", "expected texts; lists of numbers, such as token ids, are not read")
+        return tuple(texts)
+
+    return BeforeValidator(check)
+
+
 class CompletionRequest(BaseModel):
-    """The body of POST /v1/completions; unknown fields are refused."""
+    """The body of POST /v1/completions."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
-    prompt: str | list[str]
+    prompt: Annotated[tuple[str, ...], _texts(MAX_PROMPTS)]
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     n_beams: int = 1
-    seed: int = Field(default=0, ge=0)
-    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=0)
+    stop: Annotated[tuple[str, ...], _texts(MAX_STOPS)] = ()
     stream: bool = False
 
-    @property
-    def prompts(self) -> list[str]:
-        """The texts."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def settings(self, default_tokens: int, most_tokens: int) -> list[GenerationSettings]:
+        """Settings for each text.
 
-    def settings(self, max_new_tokens: int) -> list[GenerationSettings]:
-        """Settings for each text; texts of one request sample from different seeds."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if self.max_tokens is not None and self.max_tokens > max_new_tokens:
-            raise InvalidInput(f"max_tokens: expected at most {max_new_tokens}, received {self.max_tokens}")
+        Texts of one request sample from different seeds; without a seed these are new each time.
+
+        Args:
+            default_tokens: length of an answer where the request says nothing.
+            most_tokens: an answer is cut there, whatever was asked for.
+        """
+        seed = secrets.randbits(63) if self.seed is None else self.seed
         return [
             GenerationSettings(
-                max_new_tokens=self.max_tokens,
+                max_new_tokens=min(self.max_tokens or default_tokens, most_tokens),
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k,
                 n_beams=self.n_beams,
-                stop=stop,
-                seed=self.seed + row,
+                stop=self.stop,
+                seed=seed + row,
             )
-            for row in range(len(self.prompts))
+            for row in range(len(self.prompt))
         ]
 
 
 def read_request(body: bytes) -> CompletionRequest:
-    """Parse a body.
+    """Parse a body. A field that is null is one that was left out.
 
     Raises:
         InvalidInput: not JSON, an unknown or unsupported field, or a value out of range; names the field.
     """
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"body: expected JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise InvalidInput(f"body: expected a JSON object, received {type(data).__name__}")
+    data = {name: value for name, value in _read_object(body).items() if value is not None}
     for name, values in _ONLY_DEFAULTS.items():
         if name in data and data.pop(name) not in values:
             raise InvalidInput(f"{name}: not supported; leave it out")
     for name in _IGNORED:
         data.pop(name, None)
+    for name in data:
+        if name not in CompletionRequest.model_fields:
+            raise InvalidInput(f"{name}: unknown field; leave it out")
     try:
-        request = CompletionRequest.model_validate(data)
+        return CompletionRequest.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise InvalidInput(f"{where}: {first['msg']}") from error
-    if not 1 <= len(request.prompts) <= MAX_PROMPTS:
-        raise InvalidInput(f"prompt: expected 1 to {MAX_PROMPTS} texts, received {len(request.prompts)}")
-    return request
 
 
-def new_id() -> str:
-    """The name of an answer."""
-    return f"cmpl-{uuid.uuid4().hex}"
+def _read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object of Unicode text, without a name that stands twice."""
+    try:
+        data = json.loads(body, object_pairs_hook=_unique)
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput("body: expected Unicode text, received a lone surrogate (\\ud800 to \\udfff)") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"body: expected JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise InvalidInput(f"body: expected a JSON object, received {type(data).__name__}")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InvalidInput(f"{next(name for name in found if names.count(name) > 1)}: stands twice; give it once")
+    return found
 
 
 def whole_answer(request_id: str, model: str, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -124,11 +153,6 @@ def part_of_answer(request_id: str, model: str, row: int, text: str, finish_reas
 def choice(row: int, text: str, finish_reason: str | None) -> dict[str, Any]:
     """One text of an answer."""
     return {"index": row, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
-def error_body(message: str, kind: str) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 def _head(request_id: str, model: str) -> dict[str, Any]:

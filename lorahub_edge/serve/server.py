@@ -7,56 +7,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import ipaddress
+import logging
+import math
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.serve.answer import Answer, HungUp, timeout_message
-from lorahub_edge.serve.batching import Batcher, Overloaded, ShuttingDown
+from lorahub_edge.serve.answer import Answer
+from lorahub_edge.serve.batching import Batcher, ShuttingDown
+from lorahub_edge.serve.connection import connection_class
 from lorahub_edge.serve.folder import open_folder
+from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.model import OnnxModel, metadata
 from lorahub_edge.serve.page import PAGE
-from lorahub_edge.serve.protocol import error_body, read_request
+from lorahub_edge.serve.protocol import read_request
+from lorahub_edge.serve.refusal import Refused
+from lorahub_edge.serve.server_settings import ServerSettings
 
+_COMPLETIONS = "/v1/completions"
 _LAST_PORT = 65535
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """Limits of a service.
-
-    Attributes:
-        max_batch: texts answered together.
-        max_waiting: texts that may wait; beyond it requests get 429.
-        max_new_tokens: the most that a request may ask for; None for the export's own limit.
-        max_body_bytes: larger requests get 413.
-        timeout_s: an answer that takes longer is given up (504).
-        shutdown_s: how long answers under way may take after a signal to stop.
-    """
-
-    max_batch: int = 8
-    max_waiting: int = 64
-    max_new_tokens: int | None = None
-    max_body_bytes: int = 1 << 20
-    timeout_s: float = 60.0
-    shutdown_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not value > 0:
-                raise InvalidInput(f"{name}: expected a number above 0, received {value}")
-
-
-class _BodyTooLarge(Exception):
-    """A request body beyond the limit."""
+_LAST_WORDS_S = 2  # between giving up what is still under way and closing its connections
+_MAX_HEAD_BYTES = 1 << 15
+_log = logging.getLogger("lorahub_edge.serve")
 
 
 def make_app(model: OnnxModel, settings: ServerSettings | None = None) -> FastAPI:
@@ -64,9 +47,19 @@ def make_app(model: OnnxModel, settings: ServerSettings | None = None) -> FastAP
 
     Args:
         model: what answers.
-        settings: limits.
+        settings: limits; those of connections are kept by `make_server` only.
     """
     return _Service(model, settings or ServerSettings()).app()
+
+
+def make_server(model: OnnxModel, settings: ServerSettings | None = None) -> uvicorn.Server:
+    """The service as a server of uvicorn's that waits for its sockets: `.run(sockets=[...])`.
+
+    Args:
+        model: what answers.
+        settings: limits.
+    """
+    return _Server(_Service(model, settings or ServerSettings()))
 
 
 class _Service:
@@ -74,19 +67,32 @@ class _Service:
         self.model = model
         self.settings = settings
         adapter = model.files.adapter
-        self.name = model.files.folder.resolve().name + (f":{adapter.name}" if adapter else "")
-        self.max_new_tokens = settings.max_new_tokens or model.files.max_new_tokens
+        name = model.files.folder.resolve().name + (f":{adapter.name}" if adapter else "")
+        self.name = name.encode("utf-8", "replace").decode()
         self.batcher: Batcher | None = None
+        self.answers: weakref.WeakSet[Answer] = weakref.WeakSet()  # those under way
         self.metrics = Metrics(lambda: self.batcher.n_waiting if self.batcher else 0)
 
     def app(self) -> FastAPI:
-        app = FastAPI(title="lorahub-edge", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
-        app.add_api_route("/v1/completions", self.completions, methods=["POST"])
-        app.add_api_route("/v1/models", self.models, methods=["GET"])
-        app.add_api_route("/health", self.health, methods=["GET"])
-        app.add_api_route("/metrics", self.show_metrics, methods=["GET"])
-        app.add_api_route("/", self.page, methods=["GET"])
-        app.add_exception_handler(HTTPException, _http_error)
+        app = FastAPI(
+            title="lorahub-edge",
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+            redirect_slashes=False,
+            lifespan=self._lifespan,
+        )
+        app.add_api_route(_COMPLETIONS, self.completions, methods=["POST"])
+        readable = {"/v1/models": self.models, "/health": self.health, "/metrics": self.show_metrics, "/": self.page}
+        for path, answer in readable.items():
+            app.add_api_route(path, answer, methods=["GET", "HEAD"])
+        app.add_exception_handler(HTTPException, _refuse)
+        if self.settings.allowed_origins:
+            origins, headers = self.settings.allowed_origins, ["authorization", "content-type"]
+            app.add_middleware(
+                CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers
+            )
+        app.add_middleware(Guard, settings=self.settings, on_done=self._count)  # the last one added is the outermost
         return app
 
     @contextlib.asynccontextmanager
@@ -100,7 +106,17 @@ class _Service:
         try:
             yield
         finally:
-            await asyncio.to_thread(self.batcher.close, timeout_s=self.settings.shutdown_s)
+            self.give_up()
+            await asyncio.to_thread(self.batcher.close, timeout_s=_LAST_WORDS_S)
+
+    def give_up(self) -> None:
+        """Answer whoever still waits that there will be no answer."""
+        for answer in self.answers:
+            answer.fail(ShuttingDown("the service is shutting down; ask another one"))
+
+    def _count(self, exchange: Exchange) -> None:
+        if exchange.path == _COMPLETIONS:
+            self.metrics.requests.labels(status=str(exchange.status)).inc()
 
     async def health(self) -> JSONResponse:
         """Whether the service answers, and with what."""
@@ -119,39 +135,20 @@ class _Service:
         return HTMLResponse(PAGE)
 
     async def completions(self, request: Request) -> Response:
-        """Answer one request; every failure is an answer too."""
-        status, kind, headers = 500, "internal_error", {}
-        try:
-            asked = read_request(await _limited_body(request, self.settings.max_body_bytes))
-            answer = Answer(
-                asked,
-                model=self.name,
-                max_new_tokens=self.max_new_tokens,
-                timeout_s=self.settings.timeout_s,
-                metrics=self.metrics,
-            )
-            self._batcher().submit(answer.jobs)
-            if asked.stream:
-                return StreamingResponse(answer.events(), media_type="text/event-stream")
-            response = JSONResponse(await answer.whole(request))
-            self.metrics.requests.labels(status="200").inc()
-            return response
-        except InvalidInput as error:
-            status, kind, message = 400, "invalid_request_error", str(error)
-        except _BodyTooLarge as error:
-            status, kind, message = 413, "invalid_request_error", str(error)
-        except Overloaded as error:
-            status, kind, message, headers = 429, "overloaded_error", str(error), {"Retry-After": "1"}
-        except ShuttingDown as error:
-            status, kind, message = 503, "unavailable_error", str(error)
-        except TimeoutError:
-            status, kind, message = 504, "timeout_error", timeout_message(self.settings.timeout_s)
-        except HungUp:
-            status, message = 499, "the client went away"
-        except Exception as error:  # onnxruntime's errors have no parent of their own
-            message = f"the model failed on this request ({type(error).__name__})"
-        self.metrics.requests.labels(status=str(status)).inc()
-        return JSONResponse(error_body(message, kind), status, headers)
+        """Answer one request."""
+        asked = read_request(await request.body())
+        most = self.settings.max_new_tokens or self.model.files.max_new_tokens
+        answer = Answer(
+            asked.prompt,
+            asked.settings(self.model.files.max_new_tokens, most),
+            model=self.name,
+            timeout_s=self.settings.timeout_s,
+            exchange=request.scope[EXCHANGE],
+            metrics=self.metrics,
+        )
+        self.answers.add(answer)
+        self._batcher().submit(answer.jobs)
+        return await answer.response(request, is_stream=asked.stream)
 
     def _batcher(self) -> Batcher:
         if self.batcher is None:
@@ -159,18 +156,38 @@ class _Service:
         return self.batcher
 
 
-async def _limited_body(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _BodyTooLarge(f"body: expected at most {limit} bytes")
-    return bytes(body)
-
-
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _refuse(_: Request, error: Exception) -> Response:
+    """Starlette's own errors, such as those for unknown paths, look like all others."""
     assert isinstance(error, HTTPException)
-    return JSONResponse(error_body(str(error.detail), "invalid_request_error"), error.status_code)
+    raise Refused(error.status_code, str(error.detail), headers=error.headers)
+
+
+class _Server(uvicorn.Server):
+    """Answers under way have `shutdown_s` after a signal; then each gets an error, and connections are closed."""
+
+    def __init__(self, service: _Service) -> None:
+        settings = service.settings
+        self._service = service
+        config = uvicorn.Config(
+            service.app(),
+            http=connection_class(settings),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_s) + _LAST_WORDS_S,
+            h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        )
+        super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn after a signal."""
+        asyncio.get_running_loop().call_later(self._service.settings.shutdown_s, self._service.give_up)
+        await super().shutdown(sockets)
 
 
 def run(
@@ -185,9 +202,11 @@ def run(
 ) -> None:
     """Serve an exported folder until a signal to stop; answers under way are finished first.
 
+    Every request is logged at level INFO to the logger `lorahub_edge.serve`, and the tracebacks of faults at ERROR.
+
     Args:
         folder, adapter: see `open_folder`.
-        host, port: where to listen; port 0 for a free one.
+        host, port: where to listen; port 0 for a free one. Clients may ask under this host's name.
         settings: limits.
         n_threads: of onnxruntime; its choice if None.
         announce: called with the address once the model is loaded.
@@ -197,14 +216,15 @@ def run(
         UnsupportedFormat: see `OnnxModel`.
     """
     settings = settings or ServerSettings()
-    app = make_app(OnnxModel(open_folder(folder, adapter=adapter), n_threads=n_threads), settings)
-    grace_s = max(1, round(settings.shutdown_s))
+    settings = dataclasses.replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
+    server = make_server(OnnxModel(open_folder(folder, adapter=adapter), n_threads=n_threads), settings)
     with _listen(host, port) as listening:
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace_s)
+        if settings.api_key is None and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+            _log.warning("whoever reaches this address may ask; --api-key would demand a key")
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from lorahub_edge.errors import InvalidInput
 
 MAX_BEAMS = 16
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,16 @@ class GenerationSettings:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("n_beams", 1 <= self.n_beams <= MAX_BEAMS, f"from 1 to {MAX_BEAMS}"),
             ("length_penalty", math.isfinite(self.length_penalty), "a finite number"),
-            ("stop", len(self.stop) <= MAX_STOPS and all(self.stop), f"at most {MAX_STOPS} texts, none of them empty"),
+            ("seed", self.seed >= 0, "at least 0"),
+            (
+                "stop",
+                len(self.stop) <= MAX_STOPS and all(0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop),
+                f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters",
+            ),
         )
         for name, is_right, expected in checks:
             if not is_right:
-                raise InvalidInput(f"{name}: expected {expected}, received {getattr(self, name)!r}")
+                raise InvalidInput(f"{name}: expected {expected}, received {reprlib.repr(getattr(self, name))}")
         if self.n_beams > 1 and self.temperature > 0:
             raise InvalidInput("n_beams: beam search does not sample; expected temperature 0 or n_beams 1")
 
@@ -70,15 +77,21 @@ class Chooser:
         self._rng = np.random.default_rng(settings.seed)
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """A token from logits (vocabulary,)."""
+        """A token from logits (vocabulary,); -inf is a token that cannot be.
+
+        Raises:
+            FloatingPointError: see `checked`.
+        """
         settings = self._settings
+        checked(logits)
         if settings.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / settings.temperature
-        order = np.argsort(-scaled, kind="stable")
+        behind = logits.astype(np.float64) - logits.max()  # at most 0, so that no temperature makes it overflow to inf
+        order = np.argsort(-behind, kind="stable")
         if settings.top_k:
             order = order[: settings.top_k]
-        probabilities = np.exp(scaled[order] - scaled[order[0]])
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the likeliest get probability 0
+            probabilities = np.exp(behind[order] / settings.temperature)
         probabilities /= probabilities.sum()
         if settings.top_p < 1:
             n_kept = int(np.searchsorted(np.cumsum(probabilities), settings.top_p)) + 1
@@ -86,3 +99,14 @@ class Chooser:
             probabilities /= probabilities.sum()
         place = int(np.searchsorted(np.cumsum(probabilities), self._rng.random(), side="right"))
         return int(order[min(place, len(order) - 1)])
+
+
+def checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (..., vocabulary), as they are.
+
+    Raises:
+        FloatingPointError: NaN, or no finite largest: any token chosen from these would be a wrong answer in silence.
+    """
+    if not np.isfinite(logits.max(-1)).all():
+        raise FloatingPointError("the model's logits are not finite")
+    return logits

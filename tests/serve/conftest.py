@@ -3,14 +3,15 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 
 import pytest
-import uvicorn
 
 from lorahub_edge.serve import OnnxModel
-from lorahub_edge.serve.server import ServerSettings, make_app
+from lorahub_edge.serve.server import make_server
+from lorahub_edge.serve.server_settings import ServerSettings
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +34,15 @@ class Client:
     def open(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
-    def request(self, method, path, body=None):
+    def request(self, method, path, body=None, **headers):
+        """Status, body and headers of an answer; underscores in names of headers are hyphens."""
         with contextlib.closing(self.open()) as connection:
             raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-            connection.request(method, path, raw)
+            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, raw, {"Content-Type": "application/json"} | names)
             response = connection.getresponse()
             data = response.read()
-            is_json = response.headers["Content-Type"].startswith("application/json")
+            is_json = data and response.headers["Content-Type"].startswith("application/json")
             return response.status, json.loads(data) if is_json else data.decode(), response.headers
 
     def complete(self, **body):
@@ -49,15 +52,15 @@ class Client:
 @contextlib.contextmanager
 def running(model, **settings):
     """A service in a thread, on a free port."""
-    config = uvicorn.Config(make_app(model, ServerSettings(**settings)), port=0, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    server = make_server(model, ServerSettings(**settings))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Client(server.servers[0].sockets[0].getsockname()[1])
+        yield Client(listening.getsockname()[1])
     finally:
         server.should_exit = True
         thread.join(30)

@@ -132,7 +132,7 @@ class TwoTokensToACharacter:
     """A tokenizer as those of bytes are: half a character is a replacement mark."""
 
     def __init__(self, tokenizer):
-        self.encode = tokenizer.encode
+        self.encode_batch = tokenizer.encode_batch
 
     def decode(self, token_ids, skip_special_tokens):
         return "é" * (len(token_ids) // 2) + "\ufffd" * (len(token_ids) % 2)

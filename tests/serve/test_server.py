@@ -11,6 +11,7 @@ from lorahub_edge.serve import GenerationSettings, OnnxModel, generate
 from tests import tiny
 
 TEXTS = [text for text, _ in tiny.ROWS]
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_texts_of_one_request_sample_from_seeds_of_their_own(service):
 
 def events(client, **body):
     with contextlib.closing(client.open()) as connection:
-        connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}))
+        connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}), JSON)
         response = connection.getresponse()
         assert response.headers["Content-Type"].startswith("text/event-stream")
         return [line[6:] for line in response.read().decode().split("\n\n") if line]
@@ -102,10 +103,9 @@ def test_health_models_metrics_and_the_page(service):
         ({}, 400, "prompt: Field required"),
         ({"prompt": 3}, 400, "prompt"),
         ({"prompt": []}, 400, "prompt: expected 1 to 16 texts, received 0"),
-        ({"prompt": "a", "promt": "b"}, 400, "promt: Extra inputs are not permitted"),
+        ({"prompt": "a", "promt": "b"}, 400, "promt: unknown field"),
         ({"prompt": "a", "n": 2}, 400, "n: not supported"),
         ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
-        ({"prompt": "a", "max_tokens": 10**6}, 400, "max_tokens: expected at most 256"),
         ({"prompt": "a", "temperature": "hot"}, 400, "temperature"),
         (b'{"prompt": "a", "temperature": NaN}', 400, "temperature"),
         ({"prompt": "a", "stop": [""]}, 400, "stop: expected"),
@@ -163,9 +163,8 @@ def test_a_slow_answer_is_given_up(slow, serve):
 def test_a_client_that_hangs_up_frees_its_place(slow, serve, is_stream):
     with serve(slow, timeout_s=30) as client:
         connection = client.open()
-        connection.request(
-            "POST", "/v1/completions", json.dumps({"prompt": TEXTS[0], "max_tokens": 200, "stream": is_stream})
-        )
+        body = {"prompt": TEXTS[0], "max_tokens": 200, "stream": is_stream}
+        connection.request("POST", "/v1/completions", json.dumps(body), JSON)
         if is_stream:
             with connection.getresponse() as response:
                 assert response.readline().startswith(b"data: ")
