@@ -117,14 +117,18 @@ class Guard:
         host, origin = exchange.header("host"), exchange.header("origin")
         is_reading = exchange.method in _READING
         if host and not self._settings.allows_host(host):
-            raise Refused(403, f"Host '{host}': not a name of this service; see --allowed-host", code="host")
+            raise Refused(
+                403, f"Host '{host}': not a name of this service; see --allowed-host", code="host_not_allowed"
+            )
         if origin and not is_reading and not self._settings.allows_origin(origin, host):
-            raise Refused(403, f"Origin '{origin}': its pages may not ask; see --allowed-origin", code="origin")
+            raise Refused(
+                403, f"Origin '{origin}': its pages may not ask; see --allowed-origin", code="origin_not_allowed"
+            )
         if self._settings.api_key and exchange.path not in _OPEN_PATHS and exchange.method != "OPTIONS":
             _check_key(exchange.headers.get(b"authorization", b""), self._settings.api_key)
         kind = exchange.header("content-type").partition(";")[0].strip().lower()
         if not is_reading and kind != "application/json":
-            raise Refused(415, f"Content-Type: expected application/json, received '{kind}'", code="content_type")
+            raise Refused(415, f"Content-Type: expected application/json, received '{kind}'", code="wrong_content_type")
         length = exchange.header("content-length") or "0"
         if not (length.isascii() and length.isdigit()):
             raise Refused(400, "Content-Length: expected a number")

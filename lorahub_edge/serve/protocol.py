@@ -16,6 +16,7 @@ from lorahub_edge.serve.generate import Completion
 from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 
 MAX_PROMPTS = 16
+_MAX_DIGITS = 100
 
 # OpenAI's settings that are understood only as what they are when left out.
 _ONLY_DEFAULTS: dict[str, tuple[Any, ...]] = {
@@ -114,7 +115,7 @@ def read_request(body: bytes) -> CompletionRequest:
 def _read_object(body: bytes) -> dict[str, Any]:
     """A JSON object of Unicode text, without a name that stands twice."""
     try:
-        data = json.loads(body, object_pairs_hook=_unique)
+        data = json.loads(body, object_pairs_hook=_unique, parse_int=_integer)
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput("body: expected Unicode text, received a lone surrogate (\\ud800 to \\udfff)") from error
@@ -123,6 +124,12 @@ def _read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InvalidInput(f"body: expected a JSON object, received {type(data).__name__}")
     return data
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:  # turning them into a number takes time that grows with their square
+        raise InvalidInput(f"body: expected integers of at most {_MAX_DIGITS} digits, received one of {len(digits)}")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ServerSettings:
     max_waiting: int = 64
     max_new_tokens: int | None = None
     max_body_bytes: int = 1 << 20
-    max_connections: int = 512
+    max_connections: int = 256
     header_s: float = 10.0
     body_s: float = 10.0
     send_s: float = 30.0

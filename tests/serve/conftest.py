@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lorahub_edge.serve import OnnxModel
+from lorahub_edge.serve import OnnxModel, guard
 from lorahub_edge.serve.server import make_server
 from lorahub_edge.serve.server_settings import ServerSettings
 
@@ -23,6 +23,11 @@ def folders(export_base):
 @pytest.fixture(params=["t5", "llama"])
 def model(request, folders):
     return OnnxModel(folders[request.param], n_threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _short_linger(monkeypatch):
+    monkeypatch.setattr(guard, "_LINGER_S", 0.1)
 
 
 class Client:

@@ -1,12 +1,14 @@
 """Batcher: what waits is answered together and in order, what nobody wants is not, and closing finishes the rest."""
 
+import dataclasses
 import threading
 import time
 
 import pytest
 
+from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve import GenerationSettings, OnnxModel
-from lorahub_edge.serve.batching import Batcher, Job, Overloaded, ShuttingDown
+from lorahub_edge.serve.batching import Batcher, Job, ModelFailed, Overloaded, ShuttingDown
 from tests import tiny
 
 TEXT = tiny.ROWS[0][0]
@@ -83,3 +85,75 @@ def test_what_was_given_up_while_it_waited_never_reaches_the_model(model):
     assert batcher.close(timeout_s=30)
     assert {name for name, _ in found} == {"first", "second"}
     assert model.sizes == [1, 1]
+
+
+class HeldTokenizer:
+    """Tokenises only when it is let go; counts its texts."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.decode = tokenizer.decode
+        self.go = threading.Event()
+        self.texts = []
+
+    def encode_batch(self, texts, **options):
+        assert self.go.wait(30)
+        self.texts += texts
+        return self._tokenizer.encode_batch(texts, **options)
+
+
+@pytest.fixture
+def slow_reader(model):
+    """A model whose tokenizer is held."""
+    model.go.set()
+    model.files = dataclasses.replace(model.files, tokenizer=HeldTokenizer(model.files.tokenizer))
+    return model
+
+
+def test_texts_are_tokenised_once_by_another_thread_and_count_as_waiting(slow_reader):
+    found, tokenizer = [], slow_reader.files.tokenizer
+    batcher = Batcher(slow_reader, max_batch=2, max_waiting=2)
+    batcher.submit([job(found, "a"), job(found, "b")])
+    with pytest.raises(Overloaded):
+        batcher.submit([job(found, "c")])
+    assert (tokenizer.texts, batcher.n_waiting) == ([], 2)
+    tokenizer.go.set()
+    assert batcher.close(timeout_s=30)
+    assert {name for name, piece in found if piece.completion} == {"a", "b"}
+    assert (tokenizer.texts, batcher.n_waiting) == ([TEXT, TEXT], 0)
+
+
+def test_a_text_that_is_too_long_is_told_to_its_request_alone(model):
+    model.go.set()
+    found = []
+    batcher = Batcher(model, max_batch=4, max_waiting=4)
+    long = dataclasses.replace(job(found, "long"), text="dog " * 3000)
+    batcher.submit([job(found, "beside"), long])
+    batcher.submit([job(found, "other")])
+    assert batcher.close(timeout_s=30)
+    errors = {name for name, piece in found if isinstance(piece, InvalidInput)}
+    assert (errors, batcher.n_waiting) == ({"beside", "long"}, 0)
+    assert [name for name, piece in found if not isinstance(piece, Exception) and piece.completion] == ["other"]
+
+
+def test_more_texts_than_may_ever_wait_are_no_reason_to_ask_again(model):
+    batcher = Batcher(model, max_batch=4, max_waiting=2)
+    with pytest.raises(InvalidInput, match="prompt: expected at most 2 texts, received 3"):
+        batcher.submit([job([], "a"), job([], "b"), job([], "c")])
+    assert batcher.close(timeout_s=30)
+
+
+@pytest.mark.parametrize("part", ["begin", "tokenizer"])
+def test_a_fault_is_logged_once_for_its_batch_and_told_to_everyone_in_it(model, part, caplog):
+    model.go.set()
+    if part == "begin":
+        model.begin = lambda prompts: 1 / 0
+    else:
+        model.files = dataclasses.replace(model.files, tokenizer=None)
+    found, sizes = [], []
+    batcher = Batcher(model, max_batch=4, max_waiting=4, on_batch=sizes.append)
+    batcher.submit([job(found, "a"), job(found, "b")])
+    assert batcher.close(timeout_s=30)
+    assert [type(piece) for _, piece in found] == [ModelFailed] * 2
+    n_faults = len(sizes) if part == "begin" else 1
+    assert [record.exc_info is not None for record in caplog.records] == [True] * n_faults

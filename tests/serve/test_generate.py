@@ -101,6 +101,30 @@ def test_sampling_follows_the_probabilities():
     assert np.abs(counts - expected).max() < 0.03
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-5])
+def test_tiny_temperatures_are_greedy(model, temperature):
+    greedy = generate(model, TEXTS, GenerationSettings(max_new_tokens=8))
+    assert generate(model, TEXTS, GenerationSettings(max_new_tokens=8, temperature=temperature)) == greedy
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 5e-324}, {"top_p": 1 - 2**-53}, {"top_k": 10**30}])
+def test_tokens_that_cannot_be_are_never_chosen(options):
+    """Whatever the temperature, and from float32's largest logits too."""
+    logits = np.array([-np.inf, -3e38, 3e38, 3e38, -np.inf], np.float32)
+    for temperature in (5e-324, 1e-5, 1.0, 100.0):
+        chooser = GenerationSettings(temperature=temperature, seed=1, **options).chooser()
+        assert {chooser.choose(logits) for _ in range(50)} <= {2, 3}
+
+
+@pytest.mark.parametrize("bad", [[0, np.nan], [np.inf, 0], [-np.inf, -np.inf]])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"n_beams": 2}])
+def test_logits_that_are_not_finite_are_no_answer(folders, bad, settings):
+    model = OnnxModel(folders["t5"], n_threads=1)
+    model.begin = lambda prompts: (None, np.array([[bad]], np.float32))
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        generate(model, TEXTS[:1], GenerationSettings(**settings))
+
+
 def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(model):
     for text in TEXTS:
         whole = generate(model, [text], GenerationSettings(max_new_tokens=12))[0]
@@ -126,6 +150,28 @@ def test_a_stream_is_the_answer_in_pieces(model):
 def test_a_row_that_nobody_wants_leaves_the_batch(model):
     pieces = list(stream(model, TEXTS[:2], GenerationSettings(max_new_tokens=12), is_wanted=lambda row: row == 1))
     assert {piece.row for piece in pieces if piece.completion} == {1}
+
+
+class Counting(OnnxModel):
+    """Counts its steps, and forgets its end tokens."""
+
+    def __init__(self, folder):
+        super().__init__(folder, n_threads=1)
+        self.files = dataclasses.replace(self.files, end_ids=())
+        self.n_steps = 0
+
+    def step(self, state, tokens):
+        self.n_steps += 1
+        return super().step(state, tokens)
+
+
+def test_a_beam_search_that_nobody_wants_ends_at_the_next_step(folders):
+    """And the row behind it is answered."""
+    model = Counting(folders["t5"])
+    settings = [GenerationSettings(max_new_tokens=50, n_beams=2), GenerationSettings(max_new_tokens=2, n_beams=2)]
+    pieces = list(stream(model, TEXTS[:2], settings, is_wanted=lambda row: row == 1 or model.n_steps < 3))
+    assert [piece.row for piece in pieces] == [1]
+    assert model.n_steps == 3 + 1
 
 
 class TwoTokensToACharacter:
@@ -179,6 +225,22 @@ def test_a_tokenizer_that_cuts_does_not_cut_here(folders, tmp_path):
     assert open_folder(folder).encode(TEXTS[0]) == open_folder(folders["t5"]).encode(TEXTS[0])
 
 
+def test_characters_are_counted_before_a_prompt_is_tokenised(model):
+    """32 for each token of the limit: longer texts never reach the tokenizer."""
+    limit = model.files.prompt.max_input_tokens
+    model.files = dataclasses.replace(model.files, tokenizer=None)
+    with pytest.raises(InvalidInput, match=f"expected at most {32 * limit} characters .* received {32 * limit + 1};"):
+        generate(model, ["x" * (32 * limit + 1)])
+
+
+def test_an_empty_prompt_says_so(folders):
+    model = OnnxModel(folders["llama"])
+    prompt = dataclasses.replace(model.files.prompt, before="", after="", add_special_tokens=False)
+    model.files = dataclasses.replace(model.files, prompt=prompt)
+    with pytest.raises(InvalidInput, match="expected a text of at least one token, received an empty one"):
+        generate(model, [""])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -189,6 +251,8 @@ def test_a_tokenizer_that_cuts_does_not_cut_here(folders, tmp_path):
         ({"n_beams": 99}, "n_beams: expected from 1 to 16"),
         ({"n_beams": 2, "temperature": 1}, "beam search does not sample"),
         ({"stop": ("",)}, "stop: expected"),
+        ({"stop": ("x" * 1001,)}, r"stop: expected at most 16 texts of 1 to 1000 characters, received .{,40}$"),
+        ({"seed": -1}, "seed: expected at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -200,6 +264,8 @@ def test_texts_that_are_too_long_and_wrong_folders_are_refused(model, tmp_path, 
     limit = model.files.prompt.max_input_tokens
     with pytest.raises(InvalidInput, match=f"expected 1 to {limit} tokens, received"):
         generate(model, ["dog " * (limit + 1)])
+    with pytest.raises(InvalidInput, match="expected Unicode text, received a lone surrogate at character 2"):
+        generate(model, ["a \ud800"])
     with pytest.raises(InvalidInput, match="no text was given"):
         generate(model, [])
     with pytest.raises(InvalidInput, match="is not an exported folder"):

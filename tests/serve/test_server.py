@@ -1,13 +1,17 @@
 """The HTTP service on loopback: answers, limits, and what it does with bad requests and clients that hang up."""
 
+import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
+import logging
+import threading
 import time
 
 import pytest
 
-from lorahub_edge.serve import GenerationSettings, OnnxModel, generate
+from lorahub_edge.serve import GenerationSettings, OnnxModel, answer, generate
 from tests import tiny
 
 TEXTS = [text for text, _ in tiny.ROWS]
@@ -39,8 +43,6 @@ class SlowModel(OnnxModel):
 
 def endless(model):
     """The same model without tokens that end an answer."""
-    import dataclasses
-
     model.files = dataclasses.replace(model.files, end_ids=())
     return model
 
@@ -66,6 +68,95 @@ def test_texts_of_one_request_sample_from_seeds_of_their_own(service):
     alone = [service.complete(prompt=TEXTS[0], seed=5 + row, **body)[1]["choices"][0] for row in range(3)]
     assert [choice["text"] for choice in together] == [choice["text"] for choice in alone]
     assert len({choice["text"] for choice in together}) > 1
+
+
+def test_without_a_seed_each_request_draws_its_own(service):
+    body = {"prompt": [TEXTS[0]] * 2, "max_tokens": 16, "temperature": 50.0}
+    drawn = [choice["text"] for _ in range(3) for choice in service.complete(**body)[1]["choices"]]
+    assert len(set(drawn)) == 6
+    assert service.complete(**body, seed=7)[1]["choices"] == service.complete(**body, seed=7)[1]["choices"]
+
+
+@pytest.mark.parametrize(
+    ("most", "default", "asked"),
+    [
+        (4, 9, {None: 4, 10**30: 4, 2: 2}),  # leaving max_tokens out is no way around the service's limit
+        (9, 4, {None: 4, 8: 8}),
+        (None, 4, {None: 4, 5: 4}),
+    ],
+)
+def test_an_answer_is_as_long_as_is_allowed(folders, serve, most, default, asked):
+    model = endless(OnnxModel(folders["t5"], n_threads=1))
+    model.files = dataclasses.replace(model.files, max_new_tokens=default)
+    with serve(model, max_new_tokens=most) as client:
+        for max_tokens, n_tokens in asked.items():
+            body = {} if max_tokens is None else {"max_tokens": max_tokens}
+            status, found = client.complete(prompt=TEXTS[0], **body)
+            assert (status, found["usage"]["completion_tokens"]) == (200, n_tokens)
+            assert found["choices"][0]["finish_reason"] == "length"
+
+
+def test_numbers_at_the_edge_are_answered(service):
+    greedy = service.complete(prompt=TEXTS[0], max_tokens=4)[1]["choices"]
+    for edge in (
+        {"temperature": 1e-300},
+        {"temperature": 5e-324, "top_k": 10**30},
+        {"temperature": 3, "top_p": 1e-300},
+    ):
+        assert service.complete(prompt=TEXTS[0], max_tokens=4, seed=10**30, **edge)[1]["choices"] == greedy
+
+
+def test_null_is_what_was_left_out(service):
+    nothing = dict.fromkeys(["temperature", "top_p", "seed", "stop", "stream", "n", "logprobs", "suffix"])
+    plain = service.complete(prompt=TEXTS[0], max_tokens=4)[1]["choices"]
+    assert service.complete(prompt=TEXTS[0], max_tokens=4, **nothing)[1]["choices"] == plain
+
+
+class HeldTokenizer:
+    """A tokenizer that takes all the time of the world, until it is let go."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.decode = tokenizer.decode
+        self.go = threading.Event()
+
+    def encode_batch(self, texts, **options):
+        assert self.go.wait(60)
+        return self._tokenizer.encode_batch(texts, **options)
+
+
+def test_health_answers_while_prompts_are_tokenised(folders, serve):
+    model = OnnxModel(folders["t5"], n_threads=1)
+    held = HeldTokenizer(model.files.tokenizer)
+    model.files = dataclasses.replace(model.files, tokenizer=held)
+    with serve(model) as client, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(client.complete, prompt=TEXTS[0], max_tokens=1) for _ in range(3)]
+        while client.request("GET", "/health")[1]["waiting"] < 3:
+            time.sleep(0.01)
+        assert not any(each.done() for each in answers)
+        held.go.set()
+        assert [each.result()[0] for each in answers] == [200] * 3
+        assert client.request("GET", "/health")[1]["waiting"] == 0
+
+
+def test_a_timeout_is_one_before_python_3_11_too(monkeypatch):
+    """There asyncio's is another class than the built-in one."""
+
+    class Older(Exception):
+        pass
+
+    async def too_late(work, _):
+        work.close()
+        raise Older
+
+    async def wait():
+        waiting = answer.Answer((), [], model="m", timeout_s=1, exchange=answer.Exchange("", "", "", {}), metrics=None)
+        await waiting._next()
+
+    monkeypatch.setattr(asyncio, "TimeoutError", Older)
+    monkeypatch.setattr(asyncio, "wait_for", too_late)
+    with pytest.raises(answer.Refused, match="no whole answer within 1 s"):
+        asyncio.run(wait())
 
 
 def events(client, **body):
@@ -101,7 +192,23 @@ def test_health_models_metrics_and_the_page(service):
         (b"[" * 15_000, 400, "body: expected JSON"),
         (b"\xff\xfe", 400, "body: expected JSON"),
         ({}, 400, "prompt: Field required"),
-        ({"prompt": 3}, 400, "prompt"),
+        ({"prompt": 3}, 400, "prompt: expected a text or a list of texts"),
+        ({"prompt": [3, 4]}, 400, "prompt: expected texts; lists of numbers, such as token ids, are not read"),
+        ({"prompt": [[3, 4]]}, 400, "prompt: expected texts; lists of numbers"),
+        ({"prompt": None}, 400, "prompt: Field required"),
+        ({"prompt": ["a"] * 17}, 400, "prompt: expected 1 to 16 texts, received 17"),
+        ({"prompt": "a", "stop": ["a"] * 17}, 400, "stop: expected 1 to 16 texts, received 17"),
+        ({"prompt": "a", "stop": "a" * 1001}, 400, "stop: expected at most 16 texts of 1 to 1000 characters"),
+        ({"prompt": "a", "f" * 9000: 1}, 400, "f" * 1000 + "..."),
+        ({"prompt": "a\ud800"}, 400, "body: expected Unicode text, received a lone surrogate"),
+        ({"prompt": "a", "stop": ["\udfff"]}, 400, "body: expected Unicode text, received a lone surrogate"),
+        ({"prompt": "a", "user": "\ud800"}, 400, "body: expected Unicode text, received a lone surrogate"),
+        ({"prompt": "a", "\ud800": 1}, 400, "body: expected Unicode text, received a lone surrogate"),
+        (b'{"prompt": "\xed\xa0\x80"}', 400, "body: expected Unicode text, received a lone surrogate"),
+        (b'{"prompt": "a", "prompt": "b"}', 400, "prompt: stands twice"),
+        (b'{"prompt": "a", "seed": 1' + b"0" * 100 + b"}", 400, "expected integers of at most 100 digits"),
+        (b'{"prompt": "a", "temperature": 1e999}', 400, "temperature"),
+        (b'{"prompt": "a", "top_p": NaN}', 400, "top_p"),
         ({"prompt": []}, 400, "prompt: expected 1 to 16 texts, received 0"),
         ({"prompt": "a", "promt": "b"}, 400, "promt: unknown field"),
         ({"prompt": "a", "n": 2}, 400, "n: not supported"),
@@ -125,7 +232,10 @@ def test_unknown_paths_and_methods_have_the_same_shape(service):
     assert service.request("GET", "/nothing")[:2] == (
         404, {"error": {"message": "Not Found", "type": "invalid_request_error", "param": None, "code": None}},
     )  # fmt: skip
-    assert service.request("GET", "/v1/completions")[0] == 405
+    status, body, headers = service.request("GET", "/v1/completions")
+    assert (status, body["error"]["message"], headers["allow"]) == (405, "Method Not Allowed", "POST")
+    assert service.request("GET", "/health/")[0] == 404
+    assert service.request("HEAD", "/health")[:2] == (200, "")
 
 
 def test_many_clients_at_once_get_their_own_answers(service, t5):
@@ -156,6 +266,9 @@ def test_a_slow_answer_is_given_up(slow, serve):
         assert status == 504
         assert "no whole answer within 0.3 s" in body["error"]["message"]
         assert json.loads(events(client, prompt=TEXTS[0], max_tokens=100)[-1])["error"]["type"] == "timeout_error"
+        counted = client.request("GET", "/metrics")[1]
+        assert 'requests_total{status="504"} 2.0' in counted
+        assert 'requests_total{status="200"}' not in counted
         assert client.complete(prompt=TEXTS[0], max_tokens=1)[0] == 200
 
 
@@ -192,6 +305,7 @@ def test_a_model_that_fails_answers_500_and_the_next_request_works(folders, serv
         status, body = client.complete(prompt=TEXTS[0])
         assert status == 500
         assert "secret" not in body["error"]["message"]
+        assert client.complete(prompt=TEXTS[0], stream=True)[0] == 500  # nothing of the stream was sent yet
         model.fails = False
         assert client.complete(prompt=TEXTS[0], max_tokens=1)[0] == 200
 
@@ -202,3 +316,56 @@ def test_stopping_finishes_the_answers_under_way(slow, serve):
             answer = pool.submit(client.complete, prompt=TEXTS[0], max_tokens=20)
             time.sleep(0.3)
         assert answer.result()[0] == 200
+
+
+def test_a_stop_that_comes_too_soon_is_an_answer_to_everyone(slow, serve):
+    """Those in a batch, those who wait, and those who have had a part."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        with serve(slow, max_batch=1, shutdown_s=0.1) as client:
+            body = {"prompt": TEXTS[0], "max_tokens": 250}
+            streamed = pool.submit(events, client, **body)
+            while not client.request("GET", "/metrics")[1].count("first_text_seconds_count 1.0"):
+                time.sleep(0.01)
+            others = [pool.submit(client.complete, **body) for _ in range(2)]
+            while client.request("GET", "/health")[1]["waiting"] < 2:
+                time.sleep(0.01)
+        assert [other.result()[0] for other in others] == [503, 503]
+        assert json.loads(streamed.result()[-1])["error"]["type"] == "unavailable_error"
+
+
+def test_requests_are_logged_with_their_tokens_and_faults_with_their_traceback(t5, serve, caplog):
+    caplog.set_level(logging.INFO, "lorahub_edge.serve")
+    with serve(t5) as client:
+        _, body, headers = client.request("POST", "/v1/completions", {"prompt": TEXTS[0], "max_tokens": 3})
+        assert events(client, prompt=TEXTS[0], max_tokens=3)[-1] == "[DONE]"
+        client.request("POST", "/v1/completions", b"{")
+    whole, streamed, refused = caplog.messages
+    assert body["id"] == f"cmpl-{headers['x-request-id']}"
+    tokens = f"{body['usage']['prompt_tokens']}+{body['usage']['completion_tokens']} tokens"
+    for line in (whole, streamed):
+        assert line.startswith("127.0.0.1 POST /v1/completions 200 ")
+        assert f" ms {tokens} " in line
+    assert whole.endswith(headers["x-request-id"])
+    assert refused.startswith("127.0.0.1 POST /v1/completions 400 ")
+    assert TEXTS[0] not in caplog.text
+
+
+def test_a_key_an_origin_and_a_host_over_http(t5, serve):
+    settings = {"api_key": "secret", "allowed_hosts": ("my.example",), "allowed_origins": ("https://good.example",)}
+    body = {"prompt": TEXTS[0], "max_tokens": 1}
+    good = {"Origin": "https://good.example"}
+    with serve(t5, **settings) as client:
+        assert client.request("POST", "/v1/completions", body)[0] == 401
+        key = {"Authorization": "Bearer secret"}
+        assert client.request("POST", "/v1/completions", body, **key)[0] == 200
+        assert client.request("POST", "/v1/completions", body, **key, Host="evil.example")[0] == 403
+        assert client.request("POST", "/v1/completions", body, **key, Host="my.example")[0] == 200
+        assert client.request("POST", "/v1/completions", body, **key, Origin="https://evil.example")[0] == 403
+        own = {"Origin": f"http://127.0.0.1:{client.port}"}
+        assert client.request("POST", "/v1/completions", body, **key, **own)[0] == 200
+        status, _, headers = client.request("POST", "/v1/completions", body, **key, **good)
+        assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://good.example")
+        asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+        status, _, headers = client.request("OPTIONS", "/v1/completions", **good, **asked)
+        assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://good.example")
+        assert client.request("GET", "/")[0] == 200
