@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -140,8 +141,8 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="LORAHUB_EDGE_API_KEY",
-            help="Answer only those who send it as a bearer token. Other users see the command line, not the variable.",
+            help="Answer only those who send it as a bearer token. Default: LORAHUB_EDGE_API_KEY, which other users of "
+            "the machine do not see."
         ),
     ] = None,
     allowed_host: Annotated[
@@ -170,7 +171,8 @@ def serve(
         max_new_tokens=max_new_tokens,
         timeout_s=timeout_s,
         shutdown_s=shutdown_s,
-        api_key=api_key,
+        # typer takes an empty variable for none, and the service would be open in silence
+        api_key=os.environ.get("LORAHUB_EDGE_API_KEY") if api_key is None else api_key,
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
     )

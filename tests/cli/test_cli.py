@@ -229,3 +229,11 @@ def test_adapt_says_in_one_line_that_it_cannot_keep_to_max_memory(adapt):
     assert result.stderr.startswith("error: max_memory: the run does not fit 1 MB: at least ")
     assert result.stderr.count("\n") == 1
     assert "expected a size such as" in adapt("--max-memory", "lots").stderr
+
+
+@pytest.mark.parametrize(("variable", "options"), [("", ()), ("right", ("--api-key", ""))])
+def test_an_empty_key_is_refused_and_never_taken_for_none(call, monkeypatch, variable, options):
+    monkeypatch.setenv("LORAHUB_EDGE_API_KEY", variable)
+    result = call("serve", "folder", *options)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "api_key: expected printable ASCII characters without spaces, at least one" in result.stderr

@@ -54,6 +54,14 @@ class Client:
         return self.request("POST", "/v1/completions", body)[:2]
 
 
+def wait_until(condition):
+    """Until it holds, but not for ever."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @contextlib.contextmanager
 def running(model, **settings):
     """A service in a thread, on a free port."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import time
 
 import pytest
 
@@ -10,6 +9,7 @@ from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve import GenerationSettings, OnnxModel
 from lorahub_edge.serve.batching import Batcher, Job, ModelFailed, Overloaded, ShuttingDown
 from tests import tiny
+from tests.serve.conftest import wait_until
 
 TEXT = tiny.ROWS[0][0]
 
@@ -35,13 +35,6 @@ def model(folders):
 
 def job(found, name):
     return Job(TEXT, GenerationSettings(max_new_tokens=2), lambda piece: found.append((name, piece)))
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_closing_finishes_what_waits_and_takes_nothing_more(model):

@@ -180,7 +180,7 @@ def test_errors_are_answers_and_only_our_own_faults_leave_a_traceback(error, sta
     caplog.set_level(logging.INFO, "lorahub_edge.serve")
     found, _, headers, *_ = ask(app=App(error))
     assert found == status
-    traces = [record for record in caplog.records if record.exc_info]
+    traces = [record for record in caplog.records if record.exc_info and record.levelno == logging.ERROR]
     assert [headers["x-request-id"] in record.getMessage() for record in traces] == [True] * (status == 500)
 
 

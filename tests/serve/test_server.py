@@ -13,6 +13,7 @@ import pytest
 
 from lorahub_edge.serve import GenerationSettings, OnnxModel, answer, generate
 from tests import tiny
+from tests.serve.conftest import running, wait_until
 
 TEXTS = [text for text, _ in tiny.ROWS]
 JSON = {"Content-Type": "application/json"}
@@ -25,8 +26,6 @@ def t5(folders):
 
 @pytest.fixture(scope="module")
 def service(t5):
-    from tests.serve.conftest import running
-
     with running(t5, max_body_bytes=20_000) as client:
         yield client
 
@@ -131,8 +130,7 @@ def test_health_answers_while_prompts_are_tokenised(folders, serve):
     model.files = dataclasses.replace(model.files, tokenizer=held)
     with serve(model) as client, concurrent.futures.ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(client.complete, prompt=TEXTS[0], max_tokens=1) for _ in range(3)]
-        while client.request("GET", "/health")[1]["waiting"] < 3:
-            time.sleep(0.01)
+        wait_until(lambda: client.request("GET", "/health")[1]["waiting"] == 3)
         assert not any(each.done() for each in answers)
         held.go.set()
         assert [each.result()[0] for each in answers] == [200] * 3
@@ -324,11 +322,9 @@ def test_a_stop_that_comes_too_soon_is_an_answer_to_everyone(slow, serve):
         with serve(slow, max_batch=1, shutdown_s=0.1) as client:
             body = {"prompt": TEXTS[0], "max_tokens": 250}
             streamed = pool.submit(events, client, **body)
-            while not client.request("GET", "/metrics")[1].count("first_text_seconds_count 1.0"):
-                time.sleep(0.01)
+            wait_until(lambda: "first_text_seconds_count 1.0" in client.request("GET", "/metrics")[1])
             others = [pool.submit(client.complete, **body) for _ in range(2)]
-            while client.request("GET", "/health")[1]["waiting"] < 2:
-                time.sleep(0.01)
+            wait_until(lambda: client.request("GET", "/health")[1]["waiting"] == 2)
         assert [other.result()[0] for other in others] == [503, 503]
         assert json.loads(streamed.result()[-1])["error"]["type"] == "unavailable_error"
 
