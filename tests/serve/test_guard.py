@@ -104,6 +104,10 @@ def test_pages_of_other_sites_may_not_ask(origin, allowed_origins, method, statu
     assert (found, code) == (status, "origin_not_allowed" if status == 403 else None)
 
 
+def test_a_page_without_a_site_is_not_the_one_without_a_host():
+    assert ask(host="", origin="null")[0] == 403
+
+
 @pytest.mark.parametrize(
     ("authorization", "path", "status"),
     [
