@@ -154,10 +154,11 @@ def _printed_if_not_written() -> Iterator[None]:
 
 def _default_out(examples: str | None, *, resume: bool) -> Path:
     from lorahub_edge.adaptation.run_folder import newest_unfinished
+    from lorahub_edge.tasks import task_name
 
-    stem = Path(examples or pocket.DEFAULT_TASK).name.split(".")[0]
-    fresh = Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    return (newest_unfinished(fresh.parent, f"{stem}-") or fresh) if resume else fresh
+    name = task_name(examples or pocket.DEFAULT_TASK)
+    fresh = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return (newest_unfinished(fresh.parent, f"{name}-") or fresh) if resume else fresh
 
 
 @app.command()
@@ -249,26 +250,29 @@ def predict(
 ) -> None:
     """Answer the lines of stdin, one answer line each; \\n in a line stands for a line break.
 
+    A blank line is no question: a blank line answers it.
+
     Example: echo "not ( True ) and ( True ) is" | lorahub-edge predict runs/boolean
     """
     import lorahub_edge
 
     if hasattr(sys.stdin, "reconfigure"):  # bytes that are no text become a mark instead of an error far inside
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     model = lorahub_edge.load_adapted(run, device=device)
     while batch := _read_lines(batch_size):
-        for line, answer in zip(batch, model.predict(batch), strict=True):
-            shown = json.dumps({"input": line, "answer": answer}) if as_json else answer.replace("\n", "\\n")
+        answered = iter(model.predict([line for line in batch if line.strip()]))
+        for line in batch:
+            answer = next(answered) if line.strip() else ""
+            shown = json.dumps({"input": line, "answer": answer}) if as_json else "\\n".join(answer.splitlines())
             typer.echo(shown)
 
 
 def _read_lines(n: int) -> list[str]:
-    """Up to n lines that are not blank; fewer at the end of input, or at once from a person at a terminal."""
+    """Up to n lines; fewer at the end of input, or one from a person at a terminal."""
     lines: list[str] = []
     for raw in iter(sys.stdin.readline, ""):
-        if raw.strip():
-            lines.append(raw.rstrip("\r\n").replace("\\n", "\n"))
-        if lines and (len(lines) == n or sys.stdin.isatty()):
+        lines.append(raw.rstrip("\r\n").replace("\\n", "\n"))
+        if len(lines) == n or sys.stdin.isatty():
             break
     return lines
 

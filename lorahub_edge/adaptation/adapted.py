@@ -18,6 +18,7 @@ from lorahub_edge.cache import default_cache
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import PromptFormat, exact_match
 from lorahub_edge.tasks.lost import warn_of_unreachable
+from lorahub_edge.texts import checked_texts
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ class AdaptedModel:
     max_new_tokens: int
 
     def predict(self, inputs: Sequence[str], *, batch_size: int = 16) -> list[str]:
-        """Greedy answers to texts, in order."""
+        """Greedy answers to texts, in order.
+
+        Raises:
+            TypeError: one text instead of a list of texts.
+        """
         return greedy_answers(
             self.base,
             self.stack,
             self.coefficients,
-            self.prompt.encode_inputs(inputs, "inputs"),
+            self.prompt.encode_inputs(checked_texts(inputs, "inputs"), "inputs"),
             self.prompt,
             max_new_tokens=self.max_new_tokens,
             batch_size=batch_size,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lorahub_edge import pocket
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning
 from lorahub_edge.sources import sha256_file
-from lorahub_edge.tasks import Example, draw_examples, load_examples
+from lorahub_edge.tasks import Example, Row, draw_examples, load_examples, task_name, to_examples
 
-# A file, the name of an embedded task, or the examples themselves.
-Examples: TypeAlias = "str | Path | Iterable[Example | Mapping[str, str] | tuple[str, str]]"
+# A file, the name of an embedded task, or the examples themselves; see `to_examples`.
+Examples: TypeAlias = "str | Path | Iterable[Row]"
+
+
+class TaskWarning(LorahubEdgeWarning):
+    """There are fewer rows than were asked for, or some of the examples ask the same."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,10 @@ class Task:
     """A drawn task.
 
     Attributes:
-        name: the example file's stem, or "examples".
+        name: see `task_name`; "examples" for Python rows.
         examples: what the search sees.
         test: what the result is scored on; none of them is among `examples`.
-        record: for the manifest: files, hashes, counts, seed.
+        record: for the manifest: files, hashes, counts (rows, asked for, used, repeated, left out), seed.
     """
 
     name: str
@@ -44,9 +50,9 @@ def load_task(
     Args:
         examples: None is the embedded default task, with its own test rows.
         test: None for no test.
-        n_examples: drawn as LoRAHub does; a source with fewer gives all it has.
+        n_examples: drawn as LoRAHub does; a source with fewer gives all it has, with a TaskWarning.
         example_seed: of the draw.
-        n_test: at most so many test rows, drawn with the same seed; None for all, in order.
+        n_test: at most so many test rows, drawn with the same seed; None for all, in order. Fewer as above.
 
     Raises:
         InvalidInput: see `load_examples`; n_examples or n_test below 1; a test set that holds nothing but the examples.
@@ -59,20 +65,44 @@ def load_task(
         test = test if test is not None else examples
     pool, pool_path = _read(examples, "examples")
     drawn = draw_examples(pool, n_examples, example_seed)
-    record: dict[str, Any] = {"examples": _record(pool_path, len(pool)), "example_seed": example_seed}
+    counts = {"asked": n_examples, "used": len(drawn), "repeated": len(drawn) - len({e.input for e in drawn})}
+    record: dict[str, Any] = {"examples": _record(pool_path, len(pool)) | counts, "example_seed": example_seed}
     rows: list[Example] = []
     if test is not None:
         all_rows, test_path = _read(test, "test")
         seen = {e.input for e in drawn}
-        ordered = draw_examples(all_rows, len(all_rows), example_seed) if n_test else all_rows
-        rows = [e for e in ordered if e.input not in seen][:n_test]
-        if not rows:
+        others = [e for e in all_rows if e.input not in seen]
+        if not others:
             raise InvalidInput(f"test {test_path or ''}: has nothing but the {len(drawn)} examples; add other rows")
-        n_shared = sum(e.input in seen for e in all_rows)
-        record["test"] = {**_record(test_path, len(all_rows)), "used": len(rows), "left_out_as_examples": n_shared}
-    record["examples"]["used"] = len(drawn)
-    name = pool_path.name.split(".")[0] if pool_path else "examples"
+        rows = draw_examples(all_rows, len(all_rows), example_seed) if n_test else all_rows
+        rows = [e for e in rows if e.input not in seen][:n_test]
+        record["test"] = _record(test_path, len(all_rows)) | {
+            "asked": n_test,
+            "used": len(rows),
+            "left_out_as_examples": len(all_rows) - len(others),
+        }
+    _warn(record)
+    name = task_name(examples) if isinstance(examples, (str, Path)) else "examples"
     return Task(name, tuple(drawn), tuple(rows), record)
+
+
+def _warn(record: Mapping[str, Any]) -> None:
+    """Say what a user who asked for so many rows would not expect."""
+    examples, test = record["examples"], record.get("test")
+    notes = []
+    if examples["used"] < (asked := examples["asked"]):
+        notes.append(f"asked for {asked} examples, {_place(examples)} has {examples['used']}; all are used")
+    if test is not None and test["used"] < (test["asked"] or 0):
+        besides = " besides the examples" if test["left_out_as_examples"] else ""
+        notes.append(f"asked for {test['asked']} test rows, {_place(test)} has {test['used']}{besides}; all are used")
+    if n_repeated := examples["repeated"]:
+        notes.append(f"{n_repeated} of {examples['used']} drawn examples repeat the input of another")
+    for note in notes:
+        warnings.warn(note, TaskWarning, stacklevel=4)
+
+
+def _place(part: Mapping[str, Any]) -> str:
+    return str(part.get("path", "the list"))
 
 
 def as_examples(source: Examples) -> list[Example]:
@@ -81,30 +111,15 @@ def as_examples(source: Examples) -> list[Example]:
 
 
 def _read(source: Examples, part: str) -> tuple[list[Example], Path | None]:
-    if isinstance(source, (str, Path)):
-        path = _embedded(str(source), part) or Path(source).expanduser()
-        return load_examples(path), path
-    rows = [_convert(row, number) for number, row in enumerate(source, start=1)]
-    if not rows:
-        raise InvalidInput(f"{part}: no examples were given; expected at least one")
-    return rows, None
+    if not isinstance(source, (str, Path)):
+        return to_examples(source, part), None
+    path = _embedded(str(source), part) or Path(os.path.expanduser(source))
+    return load_examples(path), path
 
 
 def _embedded(name: str, part: str) -> Path | None:
     prefix, _, task = name.partition("/")
     return pocket.task_file(task, part) if prefix == "pocket" and task in pocket.heldout_names() else None
-
-
-def _convert(row: Example | Mapping[str, str] | tuple[str, str], number: int) -> Example:
-    if isinstance(row, Example):
-        return row
-    if isinstance(row, Mapping) and {"input", "target"} <= set(row):
-        return Example(str(row["input"]), str(row["target"]))
-    if isinstance(row, tuple) and len(row) == 2:
-        return Example(str(row[0]), str(row[1]))
-    raise InvalidInput(
-        f"example {number}: expected an Example, (input, target) or a mapping with both, received {row!r}"
-    )
 
 
 def _record(path: Path | None, n_rows: int) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, first_line
 from lorahub_edge.modules.files import is_module_folder
+from lorahub_edge.sources import sha256_file
 
 MODULES = "lorahub"
 DATA_URL = "https://github.com/sail-sg/lorahub/releases/download/0.1/data_bbh.zip"
-MAX_DATA_BYTES = 200 << 20  # unpacked; the release has a few megabytes
+MAX_DATA_BYTES = 200 << 20  # fetched or unpacked; the release has a few megabytes
+MAX_DATA_FILES = 1000
+_CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60
 
 
@@ -64,7 +69,8 @@ def fetch_data(source: str, cache: Path) -> Path:
 
     Args:
         source: e.g. DATA_URL. A folder is used as it is.
-        cache: where an archive is unpacked, once; only whole folders are left there.
+        cache: where an archive is unpacked, once, under its stem and the hash of the file or of the address; only whole
+            folders are left there.
 
     Raises:
         InvalidInput: nothing there, or not such an archive.
@@ -73,7 +79,7 @@ def fetch_data(source: str, cache: Path) -> Path:
     path = Path(source).expanduser()
     if not is_address and path.is_dir():
         return path
-    folder = cache / PurePosixPath(source).stem
+    folder = cache / f"{PurePosixPath(source).stem}-{_archive_key(source, is_address)}"
     if folder.is_dir():
         return folder
     partial = folder.with_name(f".{folder.name}.partial")
@@ -83,9 +89,10 @@ def fetch_data(source: str, cache: Path) -> Path:
         archive = _download(source, partial / "data.zip") if is_address else path
         _unpack(archive, partial / "tasks", source)
         (partial / "tasks").rename(folder)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile lets through whatever a packed file makes its unpackers raise
         raise InvalidInput(
-            f"data '{source}': cannot be fetched or unpacked ({error}); give a folder with one folder per task"
+            f"data '{source}': cannot be fetched or unpacked ({first_line(error)}); "
+            "give a folder with one folder per task"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,22 +107,44 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+def _archive_key(source: str, is_address: bool) -> str:
+    """What tells archives of one name apart: the bytes of a file; of an address, which may be gone, the address."""
+    path = Path(source).expanduser()
+    if is_address or not path.is_file():
+        return hashlib.sha256(source.encode()).hexdigest()[:16]
+    return sha256_file(path)[:16]
+
+
 def _download(address: str, target: Path) -> Path:
     with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer, target.open("wb") as file:
-        shutil.copyfileobj(answer, file)
+        _copy(answer, file, MAX_DATA_BYTES)
     return target
 
 
 def _unpack(archive: Path, target: Path, source: str) -> None:
     """Files at the depth TASK/FILE.jsonl only, by their last two names: nothing can land outside."""
     target.mkdir()
+    room = MAX_DATA_BYTES
     with zipfile.ZipFile(archive) as content:
         members = [m for m in content.infolist() if m.filename.endswith(".jsonl") and "__MACOSX" not in m.filename]
-        if not members or sum(m.file_size for m in members) > MAX_DATA_BYTES:
-            raise ValueError(f"expected TASK/*.jsonl of at most {MAX_DATA_BYTES} bytes in {source}")
+        if not 0 < len(members) <= MAX_DATA_FILES:
+            raise ValueError(f"expected 1 to {MAX_DATA_FILES} files TASK/*.jsonl in {source}, found {len(members)}")
         for member in members:
             task, name = PurePosixPath("/", member.filename).parts[-2:]
             if task in ("/", "..", ".") or name.startswith("."):
                 continue
             (target / task).mkdir(exist_ok=True)
-            (target / task / name).write_bytes(content.read(member))
+            # "x": two files of one place are not mixed
+            with content.open(member) as packed, (target / task / name).open("xb") as file:
+                room -= _copy(packed, file, room)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> int:
+    """Copy in chunks, whatever size the source claims to have; returns the bytes copied."""
+    n_copied = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        n_copied += len(chunk)
+        if n_copied > limit:
+            raise ValueError(f"it has more than {MAX_DATA_BYTES} bytes")
+        target.write(chunk)
+    return n_copied

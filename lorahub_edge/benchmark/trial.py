@@ -20,10 +20,9 @@ from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import LoraModule, ModuleFolder, ModuleStack
 from lorahub_edge.sources import sha256_files
-from lorahub_edge.tasks import EncodedExample, PromptFormat
+from lorahub_edge.tasks import EncodedExample, PromptFormat, is_row_file, task_name
 
 EXAMPLE_FILE, TEST_FILE = "example.jsonl", "zero_shot.jsonl"  # of a task's folder as LoRAHub released it
-_ROW_FILES = (".jsonl", ".json", ".csv")
 
 
 @dataclass(frozen=True)
@@ -188,11 +187,11 @@ def _tasks_of(spec: str) -> list[TaskRows]:
         )
     if path.is_file() or _is_released(path):
         return [_task_at(path)]
-    found = [_task_at(child) for child in sorted(path.iterdir()) if child.suffix in _ROW_FILES or _is_released(child)]
+    found = [_task_at(child) for child in sorted(path.iterdir()) if is_row_file(child) or _is_released(child)]
     if not found:
         raise InvalidInput(
-            f"tasks {path}: expected {EXAMPLE_FILE} and {TEST_FILE}, or such folders, or files ending in "
-            f"{', '.join(_ROW_FILES)}; found none"
+            f"tasks {path}: expected {EXAMPLE_FILE} and {TEST_FILE}, or such folders, or .jsonl, "
+            ".json, .csv or .tsv files; found none"
         )
     return found
 
@@ -205,4 +204,4 @@ def _task_at(path: Path) -> TaskRows:
     """A released task's folder, or a file of rows."""
     if path.is_dir():
         return TaskRows(path.name, str(path / EXAMPLE_FILE), str(path / TEST_FILE))
-    return TaskRows(path.name.split(".")[0], str(path), str(path))
+    return TaskRows(task_name(path), str(path), str(path))

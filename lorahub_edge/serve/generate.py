@@ -12,6 +12,7 @@ from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.beam import beam_search
 from lorahub_edge.serve.model import Ids, OnnxModel
 from lorahub_edge.serve.settings import Chooser, GenerationSettings
+from lorahub_edge.texts import checked_texts
 
 CHARACTERS_PER_TOKEN = 32  # longer prompts are refused unread; most tokenizers average 3 to 5, spaces included
 _REPLACEMENT = "�"  # what the tokenizer makes of half a character
@@ -73,6 +74,7 @@ def generate(
 
     Raises:
         InvalidInput: no text, or one that is longer than the export takes.
+        TypeError: one text instead of a list of texts.
     """
     done: dict[int, Completion] = {}
     for piece in stream(model, texts, settings):
@@ -94,6 +96,7 @@ def stream(
         model, texts, settings: see `generate`.
         is_wanted: asked before each step; a row that nobody waits for leaves the batch without an answer.
     """
+    texts = checked_texts(texts, "texts")
     if not texts:
         raise InvalidInput("generate: no text was given; expected at least one")
     all_settings = _one_each(settings, len(texts))

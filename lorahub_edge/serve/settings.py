@@ -54,8 +54,8 @@ class GenerationSettings:
             ("seed", self.seed >= 0, "at least 0"),
             (
                 "stop",
-                len(self.stop) <= MAX_STOPS and all(0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop),
-                f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters",
+                self._has_right_stops(),
+                f"a tuple of at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters",
             ),
         )
         for name, is_right, expected in checks:
@@ -63,6 +63,12 @@ class GenerationSettings:
                 raise InvalidInput(f"{name}: expected {expected}, received {reprlib.repr(getattr(self, name))}")
         if self.n_beams > 1 and self.temperature > 0:
             raise InvalidInput("n_beams: beam search does not sample; expected temperature 0 or n_beams 1")
+
+    def _has_right_stops(self) -> bool:
+        """One text alone would be read as a stop at each of its letters."""
+        if isinstance(self.stop, str) or len(self.stop) > MAX_STOPS:
+            return False
+        return all(0 < len(text) <= MAX_STOP_CHARACTERS for text in self.stop)
 
     def chooser(self) -> Chooser:
         """What picks this answer's tokens, one by one."""

@@ -1,6 +1,7 @@
 """Tasks: examples from files, how they become tokens, and how answers are scored."""
 
-from lorahub_edge.tasks.examples import Example, draw_examples, examples_text, load_examples
+from lorahub_edge.tasks.examples import Example, Row, draw_examples, examples_text, load_examples, to_examples
+from lorahub_edge.tasks.files import is_row_file, task_name
 from lorahub_edge.tasks.lost import InputsWereCut, TextWasLost
 from lorahub_edge.tasks.metrics import exact_match
 from lorahub_edge.tasks.prompt import EncodedExample, PromptFormat
@@ -10,9 +11,13 @@ __all__ = [
     "Example",
     "InputsWereCut",
     "PromptFormat",
+    "Row",
     "TextWasLost",
     "draw_examples",
     "exact_match",
     "examples_text",
+    "is_row_file",
     "load_examples",
+    "task_name",
+    "to_examples",
 ]

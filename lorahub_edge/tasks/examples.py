@@ -1,19 +1,17 @@
-"""Read examples of a task: JSONL, BBH json, CSV."""
+"""Examples of a task: from a file or from Python rows, by the same checks; and the draw among them."""
 
 from __future__ import annotations
 
-import csv
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lorahub_edge.errors import InvalidInput
-
-# (key of the input, key of the answer): ours, LoRAHub's files, LoRAHub's Python API, FLAN's files
-KEY_PAIRS = (("input", "target"), ("context", "completion"), ("input", "output"), ("inputs", "targets"))
+from lorahub_edge.tasks.files import read_rows
+from lorahub_edge.tasks.rows import named_columns, question_and_answer
 
 
 @dataclass(frozen=True)
@@ -24,33 +22,65 @@ class Example:
     target: str
 
 
+# An example, (input, target), or columns as a file's row has them.
+Row: TypeAlias = "Example | Mapping[str, Any] | tuple[str, str]"
+
+
 def load_examples(path: str | Path, *, split: str | None = None) -> list[Example]:
     """Read all examples of a file.
 
     Args:
-        path: *.csv with a header; *.json with {"examples": [...]} (BIG-Bench Hard) or a list; anything else JSONL.
-            Rows carry one of the key pairs input/target, context/completion, input/output, inputs/targets.
-        split: if rows have a "split" field, keep only these ("train", "test"); rows without one are kept.
+        path: CSV or JSON of any of the layouts in docs/format.md; see `read_rows` and `question_and_answer`.
+        split: if rows have a "split" column, keep only these ("train", "test"); rows without one are kept.
 
     Raises:
         InvalidInput: no such file, no examples, or a row that cannot be used; names the file and the line or row.
     """
     path = Path(path)
-    readers = {".csv": _csv_rows, ".json": _json_rows}
-    try:
-        rows = list(readers.get(path.suffix.lower(), _jsonl_rows)(path))
-    except FileNotFoundError as error:
-        raise InvalidInput(f"example file {path} was not found") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"example file {path}: not UTF-8 text ({error})") from error
-    except OSError as error:
-        raise InvalidInput(f"example file {path}: cannot be read ({error.strerror or error})") from error
-    kept = [(where, row) for where, row in rows if split is None or row.get("split", split) == split]
-    examples = [_example(row, where) for where, row in kept]
+    examples = []
+    has_rows = False
+    for where, columns in read_rows(path):
+        has_rows = True
+        if split is None or columns.get("split", split) == split:
+            examples.append(Example(*question_and_answer(columns, where)))
     if not examples:
-        of_split = f" of split '{split}'" if rows else ""
+        of_split = f" of split '{split}'" if has_rows else ""
         raise InvalidInput(f"example file {path} has no examples{of_split}; expected at least one")
     return examples
+
+
+def to_examples(rows: Iterable[Row], name: str = "examples") -> list[Example]:
+    """Examples from Python rows, with the checks that rows of a file go through.
+
+    Args:
+        rows: examples, pairs, or mappings with any of the columns in docs/format.md.
+        name: of the parameter, for messages.
+
+    Raises:
+        InvalidInput: none, or one that cannot be used; names its number.
+    """
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise InvalidInput(
+            f"{name}: expected a file or a list of rows, received {type(rows).__name__}; a row is (input, target) or "
+            '{"input": ..., "target": ...}'
+        )
+    examples = [_to_example(row, f"{name}, example {number}") for number, row in enumerate(rows, start=1)]
+    if not examples:
+        raise InvalidInput(f"{name}: no examples were given; expected at least one")
+    return examples
+
+
+def _to_example(row: Row, where: str) -> Example:
+    columns: Any = row
+    if isinstance(row, Example):
+        columns = {"input": row.input, "target": row.target}
+    elif isinstance(row, (tuple, list)) and len(row) == 2:
+        columns = {"input": row[0], "target": row[1]}
+    if not isinstance(columns, Mapping):
+        raise InvalidInput(
+            f"{where}: expected an Example, (input, target) or a mapping with columns, received {row!r:.80}"
+        )
+    return Example(*question_and_answer(named_columns(columns, where), where))
 
 
 def draw_examples(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
@@ -63,68 +93,3 @@ def draw_examples(examples: Sequence[Example], n: int, seed: int) -> list[Exampl
 def examples_text(examples: Sequence[Example]) -> str:
     """Examples as JSONL, the form in which they travel from folder to folder."""
     return "".join(json.dumps({"input": e.input, "target": e.target}) + "\n" for e in examples)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InvalidInput(f"{where}: not JSON ({error}); expected one JSON object per line") from error
-                yield where, _object(row, where)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path}: not JSON ({error})") from error
-    rows = content.get("examples") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise InvalidInput(f'{path}: expected {{"examples": [...]}} or a list of objects')
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, example {number}", _object(row, f"{path}, example {number}")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            for row in reader:
-                if None in row:
-                    raise InvalidInput(f"{path}:{reader.line_num}: more cells than the header; quote cells with commas")
-                yield f"{path}:{reader.line_num}", row
-        except csv.Error as error:
-            raise InvalidInput(f"{path}:{reader.line_num}: not CSV ({error})") from error
-
-
-def _object(row: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(row, dict):
-        raise InvalidInput(f"{where}: expected a JSON object, received {type(row).__name__}")
-    return row
-
-
-def _check_text(key: str, value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise InvalidInput(f"{where}: '{key}' is {type(value).__name__}; expected text")
-    if not value.strip():
-        raise InvalidInput(f"{where}: '{key}' is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InvalidInput(f"{where}: '{key}' has half of a surrogate pair, which is no text")
-
-
-def _example(row: Mapping[str, Any], where: str) -> Example:
-    for input_key, target_key in KEY_PAIRS:
-        if input_key in row and target_key in row:
-            values = row[input_key], row[target_key]
-            for key, value in zip((input_key, target_key), values, strict=True):
-                _check_text(key, value, where)
-            return Example(*values)
-    expected = ", ".join("/".join(pair) for pair in KEY_PAIRS)
-    received = ", ".join(map(str, row)) or "none"
-    raise InvalidInput(f"{where}: expected keys {expected}; received {received}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorahub_edge.texts import checked_texts
+
 
 def normalize(answer: str) -> str:
     """An answer as LoRAHub compares it: no outer blanks, lower case, no full stops."""
@@ -14,10 +16,12 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
     """Percentage (0 to 100) of answers equal to their target after `normalize` on both sides.
 
     Raises:
+        TypeError: one text instead of a list of texts.
         ValueError: differing or zero lengths.
 
     Source: accuracy_score in LoRAHub's released code.
     """
+    answers, targets = checked_texts(answers, "answers"), checked_texts(targets, "targets")
     if len(answers) != len(targets) or not targets:
         raise ValueError(
             f"exact_match: expected as many answers as targets and at least one, "

@@ -6,7 +6,7 @@ PEFT makes and saves the module. Defaults are those of LoRAHub's training script
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from lorahub_edge.base import Base, load_base
 from lorahub_edge.modules import LoraModule, read_module
 from lorahub_edge.outputs import check_free, whole_folder
-from lorahub_edge.tasks import Example, load_examples
+from lorahub_edge.tasks import Row, load_examples, to_examples
 from lorahub_edge.train.loop import OnStep
 from lorahub_edge.train.settings import TrainSettings
 from lorahub_edge.train.tuning import tuned
@@ -22,7 +22,7 @@ from lorahub_edge.train.tuning import tuned
 
 def train_module(
     base: str | Path | Base,
-    examples: str | Path | Sequence[Example],
+    examples: str | Path | Iterable[Row],
     out: str | Path,
     *,
     settings: TrainSettings | None = None,
@@ -35,7 +35,7 @@ def train_module(
     Args:
         base: see `load_base`; loaded in float32 (bfloat16 on CUDA), since gradients need a float base. A loaded base
             must be float.
-        examples: a file (rows with "split" other than "train" are left out) or the rows.
+        examples: a file (rows with "split" other than "train" are left out) or the rows; see `to_examples`.
         out: the new folder; its name is the module's name.
         settings: default TrainSettings().
         prompt: see `PromptFormat.for_base`; adapt with the same one.
@@ -53,7 +53,7 @@ def train_module(
     settings.check()
     out = Path(out).expanduser().absolute()
     check_free(out)
-    rows = load_examples(examples, split="train") if isinstance(examples, (str, Path)) else list(examples)
+    rows = load_examples(examples, split="train") if isinstance(examples, (str, Path)) else to_examples(examples)
     loaded = base if isinstance(base, Base) else _load_float(str(base), device)
     with tuned(loaded, rows, "lora", settings=settings, prompt=prompt, on_step=on_step) as result:
         record = {**asdict(settings), "prompt": prompt, "rows": len(rows), "final_loss": result.final_loss}

@@ -131,6 +131,9 @@ def test_a_run_opened_again_answers_and_scores_the_same(bases, module_folders, e
     assert again.loss(run.task.examples) == pytest.approx(run.loss, rel=1e-6)
     inputs = [i for i, _ in tiny.ROWS]
     assert again.predict(inputs) == run.predict(inputs)
+    for wrong, message in (("one two", r"inputs: expected a list .* put it in a list"), (["a", None], r"inputs\[1\]")):
+        with pytest.raises(TypeError, match=message):
+            again.predict(wrong)
     assert again.evaluate(example_file).n_examples == len(tiny.ROWS)
 
 

@@ -135,9 +135,61 @@ def test_an_archive_is_fetched_once_and_nothing_lands_outside(archive, data, tmp
     assert not Path("/", AT_THE_TOP).exists()
     for file in data.rglob("*.jsonl"):
         assert (folder / file.relative_to(data)).read_text() == file.read_text()
+    assert folder.name.startswith("release-")
     assert sorted(p.name for p in (tmp_path / "cache").rglob("*")) == sorted(
-        ["deep", "release", "navigate", "snarks", *["example.jsonl", "zero_shot.jsonl"] * 2]
+        ["deep", folder.name, "navigate", "snarks", *["example.jsonl", "zero_shot.jsonl"] * 2]
     )
+
+
+def test_archives_of_one_name_are_kept_apart(tmp_path):
+    found = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        with zipfile.ZipFile(tmp_path / place / "data.zip", "w") as content:
+            content.writestr("snarks/example.jsonl", place)
+        found.append(fetch_data(str(tmp_path / place / "data.zip"), tmp_path / "cache"))
+    assert [(folder / "snarks/example.jsonl").read_text() for folder in found] == ["a", "b"]
+    shutil.copy(tmp_path / "b/data.zip", tmp_path / "a/data.zip")  # the same place, other rows
+    assert fetch_data(str(tmp_path / "a/data.zip"), tmp_path / "cache") == found[1]
+
+
+def lying(path):
+    """A member that claims to have one byte and unpacks to two million."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
+        content.writestr("snarks/example.jsonl", " " * 2_000_000)
+    data = path.read_bytes()
+    path.write_bytes(data.replace((2_000_000).to_bytes(4, "little"), (1).to_bytes(4, "little")))
+
+
+def twice(path):
+    with zipfile.ZipFile(path, "w") as content:
+        for top in ("a", "b"):
+            content.writestr(f"{top}/snarks/example.jsonl", "{}")
+
+
+def too_large(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
+        for task in "ab":
+            content.writestr(f"{task}/example.jsonl", " " * 600_000)
+
+
+def locked(path):
+    with zipfile.ZipFile(path, "w") as content:
+        content.writestr("snarks/example.jsonl", "{}")
+    data = path.read_bytes()
+    for mark in (b"PK\x03\x04", b"PK\x01\x02"):  # the flag for a password, in both headers
+        place = data.index(mark) + (6 if mark[2] == 3 else 8)
+        data = data[:place] + bytes([data[place] | 1]) + data[place + 1 :]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("make", [lying, twice, too_large, locked])
+def test_a_strangers_archive_is_refused_within_bounds(tmp_path, monkeypatch, make):
+    monkeypatch.setattr("lorahub_edge.benchmark.published.MAX_DATA_BYTES", 1_000_000)
+    make(tmp_path / "data.zip")
+    with pytest.raises(InvalidInput, match=r"cannot be fetched or unpacked .* give a folder"):
+        fetch_data(str(tmp_path / "data.zip"), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_what_is_no_archive_is_refused_and_leaves_nothing(tmp_path):

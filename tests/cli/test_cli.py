@@ -75,10 +75,23 @@ def test_evaluate_and_predict_open_the_run_again(adapt, call, example_file):
     assert call("evaluate", "run", "--data", example_file).stdout.startswith(
         f"exact match {score['exact_match']:.1f} %"
     )
-    questions = "".join(f"{i}\n" for i, _ in tiny.ROWS) + "\n"
-    assert call("predict", "run", "--batch-size", 4, input=questions).stdout.splitlines() == score["answers"]
+    inputs = [i for i, _ in tiny.ROWS]
+    questions = "".join(f"{i}\n" for i in inputs) + "\n"
+    assert call("predict", "run", "--batch-size", 4, input=questions).stdout.splitlines() == [*score["answers"], ""]
     answers = [json.loads(line) for line in call("predict", "run", "--json", input=questions).stdout.splitlines()]
-    assert [a["input"] for a in answers] == [i for i, _ in tiny.ROWS]
+    assert [a["input"] for a in answers] == [*inputs, ""]
+
+
+def test_predict_answers_line_by_line_and_a_blank_line_with_a_blank_one(adapt, call):
+    assert adapt("--out", "run", "--no-null-control").exit_code == 0
+    (first, second), nothing = [i for i, _ in tiny.ROWS[:2]], ""
+    answers = call("predict", "run", input=f"{first}\n{second}\n").stdout.splitlines()
+    lines = ["", first, " ", "", second, ""]
+    for batch_size in (1, 2, 4):
+        result = call("predict", "run", "--batch-size", batch_size, input="\r\n".join(lines) + "\r\n")
+        assert result.stdout.split("\n")[:-1] == [nothing, answers[0], nothing, nothing, answers[1], nothing]
+    torn = call("predict", "run", "--json", input=f"{first}\r{second}\n").stdout.splitlines()
+    assert [json.loads(line)["input"] for line in torn] == [f"{first}\r{second}"]
 
 
 def test_train_makes_a_module_that_adapt_takes(call, adapt, bases, example_file):
