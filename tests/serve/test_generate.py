@@ -251,8 +251,12 @@ def test_an_empty_prompt_says_so(folders):
         ({"n_beams": 99}, "n_beams: expected from 1 to 16"),
         ({"n_beams": 2, "temperature": 1}, "beam search does not sample"),
         ({"stop": ("",)}, "stop: expected"),
-        ({"stop": ("x" * 1001,)}, r"stop: expected at most 16 texts of 1 to 1000 characters, received .{,40}$"),
+        (
+            {"stop": ("x" * 1001,)},
+            r"stop: expected a tuple of at most 16 texts of 1 to 1000 characters, received .{,40}$",
+        ),
         ({"seed": -1}, "seed: expected at least 0"),
+        ({"stop": "###"}, "stop: expected a tuple of at most 16 texts of 1 to 1000 characters, received '###'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -268,6 +272,8 @@ def test_texts_that_are_too_long_and_wrong_folders_are_refused(model, tmp_path, 
         generate(model, ["a \ud800"])
     with pytest.raises(InvalidInput, match="no text was given"):
         generate(model, [])
+    with pytest.raises(TypeError, match=r"texts: expected a list of texts, received one; put it in a list: \[text\]"):
+        generate(model, "is red a dog ?")
     with pytest.raises(InvalidInput, match="is not an exported folder"):
         open_folder(tmp_path)
     monkeypatch.setattr(serve_model.onnxruntime, "__version__", "1.9.0")
