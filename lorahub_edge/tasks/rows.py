@@ -5,6 +5,7 @@ No column that is part of the question is dropped: it is used, or the row is ref
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -39,6 +40,8 @@ UNPLACED = (
     "hint", "demonstrations", "tools", "functions", "image", "images", "audio", "video",
 )  # fmt: skip
 _MAX_OPTIONS = 100
+_MAX_CHARACTERS = 1 << 20  # of a question's part or an answer: hundreds of times what models read
+_WORD = re.compile(r"\w+|[^\w\s]")
 _LARGEST_NUMBER = 10**100
 
 
@@ -80,9 +83,9 @@ def question_and_answer(columns: Mapping[str, Any], where: str) -> tuple[str, st
             f"prompt/completion or messages (docs/format.md lists them); received {received}; rename the columns"
         )
     question, answer = _question(asks, where), _answer(answers, where)
-    for name in UNPLACED:
-        texts = _texts_within(columns.get(name))
-        if len(texts) > _MAX_OPTIONS or not all(_stands_in(text, question) for text in texts):
+    for name in filter(columns.__contains__, UNPLACED):
+        texts = _texts_within(columns[name])
+        if texts and not _all_stand_in(texts, question):
             raise InvalidInput(
                 f"{where}: '{name}' is part of what is asked, but its text does not stand in '{[*asks][-1]}'; "
                 f"write it there as the model is to read it, and remove '{name}' or give 'target'"
@@ -131,7 +134,7 @@ def _question(columns: Mapping[str, Any], where: str) -> str:
     if len(questions) < 2:
         return "\n".join(parts.values())
     for name in questions:  # a template that was filled in: its text holds all others
-        if all(_stands_in(text, parts[name]) for text in parts.values()):
+        if _all_stand_in(list(parts.values()), parts[name]):
             return parts[name]
     raise InvalidInput(f"{where}: {' and '.join(map(repr, questions))} both hold a question; keep one")
 
@@ -180,6 +183,8 @@ def _text(name: str, value: Any, where: str) -> str:
         raise InvalidInput(f"{where}: '{name}' is {type(value).__name__}; expected text ({remedy})")
     if not value.strip():
         raise InvalidInput(f"{where}: '{name}' is empty")
+    if len(value) > _MAX_CHARACTERS:
+        raise InvalidInput(f"{where}: '{name}' has {len(value)} characters; expected at most {_MAX_CHARACTERS}")
     if has_lone_surrogate(value):
         raise InvalidInput(f"{where}: '{name}' has half of a surrogate pair, which is no text")
     return str(value)
@@ -197,18 +202,17 @@ def _texts_within(value: Any) -> list[Any]:
     return [text for each in value for text in (each if _is_list(each) else [each])]
 
 
-def _stands_in(text: Any, whole: str) -> bool:
-    """Whether a text is part of another, as whole words, in small or capital letters."""
-    if not isinstance(text, (str, Real)):
+def _all_stand_in(texts: list[Any], whole: str) -> bool:
+    """Whether a text has all others in it, as whole words, in small or capital letters."""
+    if len(texts) > _MAX_OPTIONS or not all(isinstance(text, (str, Real)) for text in texts):
         return False
-    part, whole = str(text).strip().casefold(), f" {whole.casefold()} "
-    start = whole.find(part)
-    while start >= 0:
-        before, after = whole[start - 1 : start], whole[start + len(part) : start + len(part) + 1]
-        if not ((before + part[:1]).isalnum() or (part[-1:] + after).isalnum()):
-            return True
-        start = whole.find(part, start + 1)
-    return False
+    words = _words(whole)
+    return all(_words(text) in words for text in texts)
+
+
+def _words(text: str | Real) -> str:
+    """A text's words and signs in small letters, blanks around each, so that "in" finds whole ones."""
+    return " " + "".join(f"{word} " for word in _WORD.findall(str(text).casefold()))
 
 
 def _is_list(value: Any) -> bool:

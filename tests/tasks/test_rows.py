@@ -42,6 +42,7 @@ READ = [
     ({"inputs": "good or Bad? fine", "targets": "a", "options": ["good", "bad"]}, "good or Bad? fine"),
     ({"input": "b or a?", "target_scores": {"a": 1, "b": 0}}, "b or a?"),
     ({"input": "q", "target": "a", "options": [], "history": None}, "q"),
+    ({"input": "Is 7 (A) odd\n or (B)?", "target": "a", "choices": {"A": "Odd or", "B": 7}, "hint": ""}, None),
     ({"input": "q", "target": "a", "answer": "a"}, "q"),
 ]  # fmt: skip
 REFUSED = [
@@ -64,6 +65,7 @@ REFUSED = [
     ({"input": ["q", "r"], "target": "a"}, "'input' is list; expected text .one text in every row"),
     ({"input": "q", "target": ["a", "b"]}, "'target' has 2 answers; expected one"),
     ({"input": "q", "target": []}, "'target' is empty"),
+    ({"input": "q" * (2 << 20), "target": "a"}, "'input' has 2097152 characters; expected at most 1048576"),
     ({"input": "q", "target": "a\ud800"}, "'target' has half of a surrogate pair"),
     ({"instruction": "go\udc00", "input": "q", "target": "a"}, "'instruction' has half of a surrogate pair"),
     ({"input": "q", "Input": "r", "target": "a"}, "the column 'input' is there twice"),
@@ -87,11 +89,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("row", "question"), READ, ids=lambda value: None if isinstance(value, str) else "+".join(value)
-)
+@pytest.mark.parametrize(("row", "question"), READ, ids=range(len(READ)))
 def test_every_part_of_the_question_is_in_the_input(row, question):
-    assert to_examples([row]) == [Example(question, "a")]
+    assert to_examples([row]) == [Example(question or row["input"], "a")]
 
 
 @pytest.mark.parametrize(("row", "message"), REFUSED, ids=range(len(REFUSED)))
