@@ -132,10 +132,12 @@ def test_tasks_are_files_folders_and_embedded_names(tmp_path):
         (tmp_path / "data" / name / "zero_shot.jsonl").write_text(row)
     (tmp_path / "data" / "three.json").write_text('{"examples": []}')
     (tmp_path / "data" / "LICENSE").write_text("")
+    for name in ("fv.color.jsonl", "fv.antonym.tsv"):  # two tasks, though their names begin alike
+        (tmp_path / "data" / name).write_text("")
     tasks = find_tasks([str(tmp_path / "data"), "pocket/sound_in_braces"])
-    assert [t.name for t in tasks] == ["one", "three", "two", "sound_in_braces"]
-    assert tasks[0].test.endswith("one/zero_shot.jsonl")
-    assert find_tasks([str(tmp_path / "data" / "one")]) == tasks[:1]
+    assert [t.name for t in tasks] == ["fv.antonym", "fv.color", "one", "three", "two", "sound_in_braces"]
+    assert tasks[2].test.endswith("one/zero_shot.jsonl")
+    assert find_tasks([str(tmp_path / "data" / "one")]) == tasks[2:3]
     assert len(find_tasks(["pocket"])) == 8
     for specs, message in (
         (["nowhere"], "task 'nowhere' was not found"),
