@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import urllib.request
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import IO
 
-from lorahub_edge.errors import InvalidInput, first_line
+from lorahub_edge.errors import InvalidInput, OutputExists, first_line
 from lorahub_edge.modules.files import is_module_folder
+from lorahub_edge.outputs import whole_folder
 from lorahub_edge.sources import sha256_file
 
 MODULES = "lorahub"
@@ -82,21 +84,21 @@ def fetch_data(source: str, cache: Path) -> Path:
     folder = cache / f"{PurePosixPath(source).stem}-{_archive_key(source, is_address)}"
     if folder.is_dir():
         return folder
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with suppress(OutputExists), whole_folder(folder, drop_if_late=True) as content:  # late: another start was first
+        _fill(content, source, is_address)
+    return folder
+
+
+def _fill(folder: Path, source: str, is_address: bool) -> None:
     try:
-        archive = _download(source, partial / "data.zip") if is_address else path
-        _unpack(archive, partial / "tasks", source)
-        (partial / "tasks").rename(folder)
+        with TemporaryDirectory() as aside:
+            archive = _download(source, Path(aside, "data.zip")) if is_address else Path(source).expanduser()
+            _unpack(archive, folder, source)
     except Exception as error:  # zipfile lets through whatever a packed file makes its unpackers raise
         raise InvalidInput(
             f"data '{source}': cannot be fetched or unpacked ({first_line(error)}); "
             "give a folder with one folder per task"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _lines(path: Path) -> list[str]:
@@ -123,7 +125,6 @@ def _download(address: str, target: Path) -> Path:
 
 def _unpack(archive: Path, target: Path, source: str) -> None:
     """Files at the depth TASK/FILE.jsonl only, by their last two names: nothing can land outside."""
-    target.mkdir()
     room = MAX_DATA_BYTES
     with zipfile.ZipFile(archive) as content:
         members = [m for m in content.infolist() if m.filename.endswith(".jsonl") and "__MACOSX" not in m.filename]

@@ -214,9 +214,13 @@ def test_wrong_usage_is_exit_code_2(call, arguments):
     assert call(*arguments).exit_code == 2
 
 
-def test_cut_examples_are_a_warning_on_stderr(adapt):
+def test_cut_examples_and_fewer_than_asked_for_are_warnings_on_stderr(adapt):
     result = adapt("--max-input-tokens", 2)
     assert result.exit_code == 0
+    more = adapt("--n-examples", 10, "--no-null-control", "--budget", 4)
+    assert more.exit_code == 0
+    assert "warning: asked for 10 examples, " in more.stderr
+    assert "has 6; all are used" in more.stderr
     assert "warning: 4 of 4 examples are longer than the model takes" in result.stderr
 
 
