@@ -6,10 +6,21 @@ expected, what was received, and the remedy if there is one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_MAX_REASON = 300
+_MAX_REASON, _MAX_MESSAGE = 300, 2000
+# What changes how a terminal shows the text around it: control characters, line ends, directions, halves of a pair.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text on one line, without power over the terminal: control characters become visible, as in \\x1b.
+
+    File names, module names and tasks come from strangers.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:
@@ -21,6 +32,12 @@ def first_line(error: BaseException) -> str:
 
 class LorahubEdgeError(Exception):
     """Base of all errors of this library: the command line catches it, prints one line and exits with 1."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _MAX_MESSAGE:  # a name in a stranger's file may be as long as the file
+            text = f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
+        return printable(text)
 
 
 class IncompatibleModules(LorahubEdgeError):

@@ -6,6 +6,7 @@ Knows files and the Hub; knows nothing of models or modules.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,17 +53,22 @@ def resolve(spec: str, *, embedded: Mapping[str, Path], choose_files: ChooseFile
     """
     if spec in embedded:
         return Source(spec, embedded[spec])
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    path = local_path(spec)
+    if os.path.isdir(path):  # unlike Path's own, false for a name that no file can have
         return Source(spec, path.resolve())
     match = _HUB_ID.match(spec)
-    if path.exists() or match is None or spec.startswith((".", "/", "~")):
-        what = "is a file, not a folder" if path.exists() else "was not found"
+    if os.path.exists(path) or match is None or spec.startswith((".", "/", "~")):
+        what = "is a file, not a folder" if os.path.exists(path) else "was not found"
         raise InvalidInput(
             f"{kind} '{spec}' {what}; expected an embedded name ({', '.join([*embedded][:3])}, ...), "
             "an existing folder, or a Hub id such as org/name or org/name@revision"
         )
     return _download(spec, match, choose_files, kind)
+
+
+def local_path(place: str | Path) -> Path:
+    """A path with ~ as the user's home; ~NAME of nobody stays as it is."""
+    return Path(os.path.expanduser(place))
 
 
 def _download(spec: str, match: re.Match[str], choose_files: ChooseFiles, kind: str) -> Source:

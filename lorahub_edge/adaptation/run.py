@@ -190,7 +190,7 @@ def manifest_of(
             "weight_bytes": base.weight_bytes(),
         },
         "modules": [
-            {"name": m.name, "spec": m.spec, "revision": m.revision, "files": dict(files)}
+            {"name": m.name, "spec": m.spec, "revision": m.revision, "base": m.base_name, "files": dict(files)}
             for m, files in zip(modules, hashes.modules, strict=True)
         ],
         "task": dict(task.record),

@@ -4,6 +4,7 @@ from lorahub_edge.modules.files import LoraFactors, LoraModule, ModuleFolder, re
 from lorahub_edge.modules.hub import find_modules, load_modules
 from lorahub_edge.modules.layout import STACK_DTYPES, StackLayout, Target
 from lorahub_edge.modules.null import NullModules, random_modules
+from lorahub_edge.modules.other_bases import OtherBase, other_bases, warn_of_other_bases
 from lorahub_edge.modules.stack import ModuleStack
 from lorahub_edge.modules.stored import can_map, load_stack
 
@@ -14,13 +15,16 @@ __all__ = [
     "ModuleFolder",
     "ModuleStack",
     "NullModules",
+    "OtherBase",
     "StackLayout",
     "Target",
     "can_map",
     "find_modules",
     "load_modules",
     "load_stack",
+    "other_bases",
     "random_modules",
     "read_module",
+    "warn_of_other_bases",
     "write_module",
 ]

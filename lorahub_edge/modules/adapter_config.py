@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
+import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorahub_edge.errors import UnsupportedFormat
+from lorahub_edge.modules.patterns import Patterns
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
-MAX_PATTERN_LENGTH = 300
+MAX_NUMBER = 3e38  # beyond it float32 is infinite
 
 # Settings that change what a module computes, and the values under which it is a plain LoRA.
 _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
@@ -32,76 +34,113 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
 # Initialisations that move part of the base into the module: it only fits a base changed in the same way.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+_SHORT = reprlib.Repr()  # a stranger's value may be as large as the file, or nested as deep
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
-def read_config(folder: Path) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What a module's settings say about its factors.
+
+    Attributes:
+        base_name: the base that it was trained for, as the file names it; None where it does not.
+        rank, alpha: of targets that no pattern matches.
+        ranks, alphas: PEFT's rank_pattern and alpha_pattern.
+        use_rslora: whether alpha is divided by the root of the rank.
+    """
+
+    base_name: str | None
+    rank: float
+    alpha: float
+    ranks: Patterns
+    alphas: Patterns
+    use_rslora: bool
+
+    def rank_of(self, target: str) -> float:
+        """The rank that a target's factors should have."""
+        return float(self.ranks.value(target, self.rank))
+
+    def scaling_of(self, target: str, rank: int) -> float:
+        """What B @ A of a target is multiplied with."""
+        alpha = float(self.alphas.value(target, self.alpha))
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def read_config(folder: Path) -> AdapterConfig:
     """A module folder's settings.
 
     Raises:
         UnsupportedFormat: not a LoRA, or one with parts that factor-wise composition cannot carry; names file and key.
     """
     path = folder / CONFIG_FILE
+    config = _read_object(path)
+    _refuse_what_is_not_plain(config, path)
+    base_name = config.get("base_model_name_or_path")
+    return AdapterConfig(
+        base_name if isinstance(base_name, str) and base_name.strip() else None,
+        _number(config.get("r"), f"{path}: r"),
+        _number(config.get("lora_alpha"), f"{path}: lora_alpha"),
+        _patterns(config.get("rank_pattern"), f"{path}: rank_pattern"),
+        _patterns(config.get("alpha_pattern"), f"{path}: alpha_pattern"),
+        bool(config.get("use_rslora")),
+    )
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():  # also a pipe, which would never end
+        raise UnsupportedFormat(
+            f"module {path.parent}: no {CONFIG_FILE} that is a file; expected a PEFT adapter folder"
+        )
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with open(path, "rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
             raise UnsupportedFormat(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; not an adapter config")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnsupportedFormat(f"module {folder}: no {CONFIG_FILE}; expected a PEFT adapter folder") from error
+        config = json.loads(content.decode("utf-8"), object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError, OSError) as error:
         raise UnsupportedFormat(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(config, dict):
         raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(config).__name__}")
-    _refuse_what_is_not_plain(config, path)
     return config
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"it has the key {key[:80]!r} twice")
+        content[key] = value
+    return content
 
 
 def _refuse_what_is_not_plain(config: Mapping[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedFormat(f"{path}: peft_type is {kind!r}; only 'LORA' modules can be composed")
+        raise UnsupportedFormat(f"{path}: peft_type is {_SHORT.repr(kind)}; only 'LORA' modules can be composed")
     for key, plain in _PLAIN_VALUES.items():
         if key in config and config[key] not in plain:
             raise UnsupportedFormat(
-                f"{path}: {key} is {config[key]!r}; only plain LoRA ({key} = {plain[0]!r}) can be composed"
+                f"{path}: {key} is {_SHORT.repr(config[key])}; only plain LoRA ({key} = {plain[0]!r}) can be composed"
             )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
         raise UnsupportedFormat(
-            f"{path}: init_lora_weights is {init!r}, which changes the base itself; convert the module with PEFT's "
-            "save_pretrained(path_initial_model_for_weight_conversion=...)"
+            f"{path}: init_lora_weights is {_SHORT.repr(init)}, which changes the base itself; convert the module with "
+            "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
     if config.get("use_rslora") not in (True, False, None):
-        raise UnsupportedFormat(f"{path}: use_rslora is {config['use_rslora']!r}; expected true or false")
-    for key in ("r", "lora_alpha"):
-        _check_number(config.get(key), f"{path}: {key}")
-    for key in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(key) or {}
-        if not isinstance(patterns, dict):
-            raise UnsupportedFormat(f"{path}: {key} is {patterns!r}; expected an object")
-        for pattern, value in patterns.items():
-            _check_pattern(pattern, f"{path}: {key}")
-            _check_number(value, f"{path}: {key}[{pattern!r}]")
+        raise UnsupportedFormat(f"{path}: use_rslora is {_SHORT.repr(config['use_rslora'])}; expected true or false")
 
 
-def _check_number(value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UnsupportedFormat(f"{where} is {value!r}; expected a number")
+def _patterns(patterns: Any, where: str) -> Patterns:
+    if patterns is not None and not isinstance(patterns, dict):
+        raise UnsupportedFormat(f"{where} is {_SHORT.repr(patterns)}; expected an object")
+    values = {p: _number(value, f"{where}[{_SHORT.repr(p)}]") for p, value in (patterns or {}).items()}
+    return Patterns(values, where)
 
 
-def _check_pattern(pattern: str, where: str) -> None:
-    """A stranger's expression is matched against every target: short, valid, no repeat inside a repeat."""
-    if len(pattern) > MAX_PATTERN_LENGTH or re.search(r"[*+}]\)?[*+{]", pattern):
-        raise UnsupportedFormat(f"{where} has {pattern[:80]!r}; expected a module path or a simple pattern")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UnsupportedFormat(f"{where} has {pattern!r}, which is no pattern ({error})") from error
-
-
-def pattern_value(patterns: Mapping[str, Any] | None, target: str, default: Any) -> Any:
-    """The value for a target from PEFT's rank_pattern or alpha_pattern: keys match whole trailing path parts."""
-    for pattern, value in (patterns or {}).items():
-        # PEFT: a leading ^ anchors at the start of the path
-        expression = pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})"
-        if re.match(rf"{expression}$", target):
-            return value
-    return default
+def _number(value: Any, where: str) -> float:
+    """A number that float32 holds."""
+    if not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= MAX_NUMBER:
+        return float(value)
+    raise UnsupportedFormat(f"{where} is {_SHORT.repr(value)}; expected a number")

@@ -7,7 +7,6 @@ name instead of being ignored. Knows nothing of the base.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from lorahub_edge.base.checkpoint import load_bin
 from lorahub_edge.errors import UnsupportedFormat
-from lorahub_edge.modules.adapter_config import CONFIG_FILE, pattern_value, read_config
-
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-
-_PREFIX = "base_model.model."
-# "….q.lora_A.weight"; some tools keep PEFT's adapter name: "….q.lora_A.default.weight"
-_KEY = re.compile(r"^(?P<target>.+)\.lora_(?P<factor>[AB])(\.[\w-]+)?\.weight$")
+from lorahub_edge.modules.adapter_config import CONFIG_FILE, AdapterConfig, read_config
+from lorahub_edge.modules.adapter_weights import (
+    PREFIX,
+    WEIGHT_FILES,
+    Header,
+    factor_keys,
+    headers_of,
+    tensors_of,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class LoraModule:
         files: the files it was read from (none for a module made in memory).
         spec: what the user wrote to name it.
         revision: the Hub's commit, if it came from there.
+        base_name: the base that it was trained for, as its config names it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class LoraModule:
     files: tuple[Path, ...] = ()
     spec: str = ""
     revision: str | None = None
+    base_name: str | None = None
 
     def outline(self) -> LoraModule:
         """Itself; see `ModuleFolder`."""
@@ -106,7 +108,16 @@ class ModuleFolder:
         Raises:
             UnsupportedFormat: there are no weights.
         """
-        return (self.folder / CONFIG_FILE, _weights_of(self.folder))
+        return (self.folder / CONFIG_FILE, weights_of(self.folder))
+
+    @property
+    def base_name(self) -> str | None:
+        """The base that it was trained for, as its config names it.
+
+        Raises:
+            UnsupportedFormat: the config is not that of a LoRA.
+        """
+        return read_config(self.folder).base_name
 
     def outline(self) -> LoraModule:
         """The module without its values: factors on torch's device "meta". Reads only headers of safetensors files.
@@ -121,10 +132,18 @@ class ModuleFolder:
         return self._read(outline=False)
 
     def _read(self, *, outline: bool) -> LoraModule:
-        config, weights = read_config(self.folder), _weights_of(self.folder)
-        tensors = _outline_tensors(weights) if outline else _read_tensors(weights)
-        factors = _factors(tensors, config, where=f"module {self.folder}")
-        return LoraModule(self.name, factors, self.files, self.spec, self.revision)
+        where = f"module {self.folder}"
+        config, weights = read_config(self.folder), weights_of(self.folder)
+        headers = headers_of(weights)
+        keys = factor_keys(headers, where)
+        scalings = {t: _scaling(t, headers[a].shape, headers[b].shape, config, where) for t, (a, b) in keys.items()}
+        # only what the headers promise is read
+        tensors = None if outline else tensors_of(weights)
+        factors = {}
+        for target, pair in keys.items():
+            A, B = (_factor(headers[key], tensors, key, where) for key in pair)
+            factors[target] = LoraFactors(A, B, scalings[target])
+        return LoraModule(self.name, factors, self.files, self.spec, self.revision, config.base_name)
 
 
 def is_module_folder(folder: Path) -> bool:
@@ -147,76 +166,35 @@ def read_module(folder: str | Path, *, name: str | None = None) -> LoraModule:
     return ModuleFolder(name or folder.name, folder, str(folder)).read()
 
 
-def _weights_of(folder: Path) -> Path:
-    weights = next((folder / n for n in WEIGHT_FILES if (folder / n).is_file()), None)
-    if weights is None:
-        raise UnsupportedFormat(f"module {folder}: expected {' or '.join(WEIGHT_FILES)}, found neither")
-    return weights
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".bin":
-        return load_bin(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-
-
-def _outline_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".bin":  # memory-mapped: nothing is read but the names and shapes
-        return {name: tensor.to("meta") for name, tensor in load_bin(path).items()}
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return {name: _outline_tensor(handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UnsupportedFormat(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-
-
-def _outline_tensor(stored: Any) -> torch.Tensor:
-    is_float = stored.get_dtype() in ("F64", "F32", "F16", "BF16")
-    return torch.empty(stored.get_shape(), dtype=torch.float32 if is_float else torch.int8, device="meta")
-
-
-def _factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, where: str) -> dict[str, LoraFactors]:
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = _KEY.match(key.removeprefix(_PREFIX))
-        if match is None or tensor.ndim != 2 or not tensor.is_floating_point():
-            raise UnsupportedFormat(
-                f"{where}: tensor {key} {tuple(tensor.shape)} is not a LoRA factor of a linear layer; "
-                "only modules made of such factors can be composed"
-            )
-        pairs.setdefault(match["target"], {})[match["factor"]] = tensor
-    if not pairs:
-        raise UnsupportedFormat(f"{where}: holds no LoRA factors")
-    return {target: _pair(target, pair, config, where) for target, pair in sorted(pairs.items())}
-
-
-def _pair(target: str, pair: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: str) -> LoraFactors:
-    if set(pair) != {"A", "B"}:
-        raise UnsupportedFormat(f"{where}: target {target} has lora_{min(pair)} only; expected lora_A and lora_B")
-    a, b = (pair[k].to(torch.float32).contiguous() for k in "AB")
-    if a.shape[0] != b.shape[1] or a.shape[0] == 0:
+def _scaling(target: str, a: tuple[int, ...], b: tuple[int, ...], config: AdapterConfig, where: str) -> float:
+    """A target's scaling, once its factors' shapes fit each other and the config."""
+    (rank, in_features), (out_features, _) = a, b
+    if rank != b[1] or 0 in (*a, *b):
         raise UnsupportedFormat(
-            f"{where}: target {target} has A {tuple(a.shape)} and B {tuple(b.shape)}; "
-            "expected (rank, in_features) and (out_features, rank)"
+            f"{where}: target {target} has A {a} and B {b}; expected (rank, in_features) and (out_features, rank)"
         )
-    declared = pattern_value(config.get("rank_pattern"), target, config["r"])
-    if a.shape[0] != declared:
+    # no delta of a layer needs more; such a module would make every other one as large in the stack
+    if rank > in_features + out_features:
         raise UnsupportedFormat(
-            f"{where}: target {target} has rank {a.shape[0]}, {CONFIG_FILE} says {declared}; "
+            f"{where}: target {target} has rank {rank} between {in_features} and {out_features} features; "
+            "its factors are larger than the layer itself"
+        )
+    declared = config.rank_of(target)
+    if rank != declared:
+        raise UnsupportedFormat(
+            f"{where}: target {target} has rank {rank}, {CONFIG_FILE} says {declared:g}; "
             "the files do not belong together"
         )
-    for factor, values in (("A", a), ("B", b)):
-        if not values.is_meta and not torch.isfinite(values).all():
-            raise UnsupportedFormat(f"{where}: lora_{factor} of target {target} has NaN or infinite values")
-    return LoraFactors(a, b, _scaling(target, a.shape[0], config))
+    return config.scaling_of(target, rank)
 
 
-def _scaling(target: str, rank: int, config: Mapping[str, Any]) -> float:
-    alpha = float(pattern_value(config.get("alpha_pattern"), target, config["lora_alpha"]))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+def _factor(header: Header, tensors: Mapping[str, torch.Tensor] | None, key: str, where: str) -> torch.Tensor:
+    if tensors is None:
+        return torch.empty(header.shape, device="meta")
+    values = tensors[key].detach().to(torch.float32).contiguous()
+    if not torch.isfinite(values).all():
+        raise UnsupportedFormat(f"{where}: {key} has NaN or infinite values")
+    return values
 
 
 def write_module(module: LoraModule, folder: Path, *, base_name: str, task_type: str, targets: list[str]) -> None:
@@ -250,8 +228,8 @@ def write_module(module: LoraModule, folder: Path, *, base_name: str, task_type:
     }
     tensors = {}
     for target, factors in module.factors.items():
-        tensors[f"{_PREFIX}{target}.lora_A.weight"] = factors.A.contiguous()
-        tensors[f"{_PREFIX}{target}.lora_B.weight"] = factors.B.contiguous()
+        tensors[f"{PREFIX}{target}.lora_A.weight"] = factors.A.contiguous()
+        tensors[f"{PREFIX}{target}.lora_B.weight"] = factors.B.contiguous()
     save_file(tensors, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

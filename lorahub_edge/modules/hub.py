@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lorahub_edge import pocket
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, first_line, printable
 from lorahub_edge.modules.adapter_config import CONFIG_FILE
-from lorahub_edge.modules.files import WEIGHT_FILES, LoraModule, ModuleFolder, is_module_folder
-from lorahub_edge.sources import Source, resolve
+from lorahub_edge.modules.adapter_weights import WEIGHT_FILES
+from lorahub_edge.modules.files import LoraModule, ModuleFolder, is_module_folder
+from lorahub_edge.sources import Source, local_path, resolve
+
+_MAX_LIST_BYTES = 10**7
 
 
 def load_modules(specs: str | Path | Iterable[str | Path]) -> list[LoraModule]:
@@ -36,7 +40,7 @@ def find_modules(specs: str | Path | Iterable[str | Path]) -> list[ModuleFolder]
         specs: see `load_modules`.
 
     Raises:
-        InvalidInput: nothing of that name.
+        InvalidInput: nothing of that name, or a folder whose name has control characters.
     """
     modules = [
         ModuleFolder(name, source.folder, source.spec, source.revision)
@@ -45,7 +49,11 @@ def find_modules(specs: str | Path | Iterable[str | Path]) -> list[ModuleFolder]
     ]
     if not modules:
         raise InvalidInput("no LoRA modules were given; expected at least one folder, embedded name or Hub id")
-    return _with_unique_names(modules)
+    modules = _with_unique_names(modules)
+    for module in modules:
+        if printable(module.name) != module.name:
+            raise InvalidInput(f"module folder {module.folder}: its name has control characters; rename it")
+    return modules
 
 
 def embedded_modules() -> dict[str, Path]:
@@ -56,12 +64,14 @@ def embedded_modules() -> dict[str, Path]:
 def _flatten(specs: Iterable[str | Path]) -> list[str]:
     flat: list[str] = []
     for spec in map(str, specs):
-        path = Path(spec).expanduser()
-        flat += _lines(path) if path.is_file() else [spec]
+        path = local_path(spec)
+        flat += _lines(path) if os.path.isfile(path) else [spec]
     return flat
 
 
 def _lines(path: Path) -> list[str]:
+    if path.stat().st_size > _MAX_LIST_BYTES:
+        raise InvalidInput(f"module list {path}: larger than {_MAX_LIST_BYTES} bytes; expected a text of module names")
     try:
         lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +79,7 @@ def _lines(path: Path) -> list[str]:
             f"module list {path}: not readable as text ({error}); expected one module per line"
         ) from error
     # folders in a list are meant relative to the list
-    return [str(path.parent / line) if (path.parent / line).is_dir() else line for line in lines if line]
+    return [str(path.parent / line) if os.path.isdir(path.parent / line) else line for line in lines if line]
 
 
 def _folders(spec: str) -> list[tuple[str, Source]]:
@@ -79,7 +89,10 @@ def _folders(spec: str) -> list[tuple[str, Source]]:
     if is_module_folder(source.folder):
         name = source.folder.name if source.revision is None else spec
         return [(name, source)]
-    children = sorted(p for p in source.folder.iterdir() if p.is_dir() and is_module_folder(p))
+    try:
+        children = sorted(p for p in source.folder.iterdir() if p.is_dir() and is_module_folder(p))
+    except OSError as error:
+        raise InvalidInput(f"module folder {source.folder}: cannot be listed ({first_line(error)})") from error
     if not children:
         raise InvalidInput(f"module folder {source.folder} has no {CONFIG_FILE}, and neither has any folder in it")
     return [(p.name, Source(str(p), p, source.revision)) for p in children]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from lorahub_edge.base import Base
+from lorahub_edge.errors import IncompatibleModules
 from lorahub_edge.kernels import memory, ops
 from lorahub_edge.modules.files import LoraFactors, LoraModule, ModuleFolder
 from lorahub_edge.modules.layout import BLOCK, STACK_DTYPES, StackLayout, Target
@@ -54,7 +55,8 @@ class ModuleStack:
                 largest value).
 
         Raises:
-            IncompatibleModules: no modules, a name twice, or a module for another base: names module and target.
+            IncompatibleModules: no modules, a name twice, a module for another base, or scalings too far apart: names
+                module and target.
             UnsupportedFormat: see `read_module`.
         """
         if layout is None:
@@ -67,6 +69,10 @@ class ModuleStack:
             for target in layout.targets:
                 if target.name in factors:
                     _place(row, target, factors[target.name])
+            if not torch.isfinite(row).all():
+                raise IncompatibleModules(
+                    f"module '{module.name}': its factors, brought to the scaling of the others, exceed float32"
+                )
             stack.write(k, slice(None), row.view(-1, BLOCK))
         return stack.to(base.device)
 

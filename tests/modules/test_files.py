@@ -1,8 +1,13 @@
 """PEFT folders of today and of 2023 are read; everything that cannot be composed exactly is refused by name."""
 
 import json
+import math
+import os
 import pickle
+import re
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorahub_edge.errors import UnsupportedFormat
-from lorahub_edge.modules import read_module
+from lorahub_edge.modules import ModuleFolder, read_module
 from tests import tiny
 
 # adapter_config.json as the modules of 2023 carry it
@@ -147,7 +152,13 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(folder, tmp_path, kind):
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": ["q"]}, "rank_pattern is"),
         ({"rank_pattern": {"(": 3}}, r"rank_pattern has '\(', which is no pattern"),
-        ({"rank_pattern": {"(a+)+$": 3}}, "expected a module path or a simple pattern"),
+        ({"rank_pattern": {"(?=q)": 3}}, r"which is no pattern \('\(\?=q\)' is not read\)"),
+        ({"rank_pattern": {"((x{1000}){1000}){1000}": 3}}, "needs more than 200000 states"),
+        ({"r": int("9" * 400)}, "r is 9{30}.*9; expected a number"),
+        ({"alpha_pattern": {"q": int("-" + "9" * 400)}}, r"alpha_pattern\['q'\] is -9{30}.*; expected a number"),
+        ({"lora_alpha": 1e39}, "lora_alpha is 1e\\+39; expected a number"),
+        ({"lora_alpha": float("-inf")}, "lora_alpha is -inf"),
+        ({"peft_type": "x" * 10**5}, "peft_type is 'x{30}[^ ]{0,60}'; only"),
         ({"alpha_pattern": {"q": "abc"}}, r"alpha_pattern\['q'\] is 'abc'; expected a number"),
         ({"alpha_pattern": {"q": float("nan")}}, r"alpha_pattern\['q'\] is nan"),
         ({"use_rslora": "false"}, "use_rslora is 'false'"),
@@ -177,7 +188,7 @@ def add(name, shape):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (poison, "lora_B of target encoder.block.1.layer.0.SelfAttention.v has NaN"),
+        (poison, "encoder.block.1.layer.0.SelfAttention.v.lora_B.weight has NaN"),
         (drop_one, "has lora_A only"),
         (lambda t: {}, "holds no LoRA factors"),
         (add("base_model.model.lm_head.weight", (4, 4)), "lm_head.weight .* is not a LoRA factor"),
@@ -188,6 +199,152 @@ def add(name, shape):
 def test_tensors_that_are_no_plain_factors_are_refused(folder, edit, message):
     edit_tensors(folder, edit)
     with pytest.raises(UnsupportedFormat, match=message):
+        read_module(folder)
+
+
+Q = "encoder.block.0.layer.0.SelfAttention.q"
+
+
+@pytest.mark.parametrize("adapter", ["default", "other-task"])
+def test_one_adapter_may_have_a_name(folder, adapter):
+    expected = read_module(folder)
+    edit_tensors(folder, lambda t: {k.replace(".weight", f".{adapter}.weight"): v for k, v in t.items()})
+    assert set(read_module(folder).factors) == set(expected.factors)
+
+
+@pytest.mark.parametrize(
+    ("again", "message"),
+    [
+        (f"base_model.model.{Q}.lora_A.other.weight", r"holds 2 adapters \(one without a name, other\)"),
+        (f"{Q}.lora_A.weight", f"{Q}.lora_A.weight and {Q}.lora_A.weight are the same factor"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_factor_that_is_there_twice_is_refused(folder, suffix, again, message):
+    """Two adapters in one file, or two spellings of one key: the last one must not win."""
+    edit_tensors(folder, lambda t: {**t, again: t[f"base_model.model.{Q}.lora_A.weight"].clone()})
+    if suffix == "bin":
+        torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+        (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UnsupportedFormat, match=message.replace(f"{Q}.lora_A.weight and", ".* and")):
+        read_module(folder)
+
+
+def test_a_setting_that_is_there_twice_is_refused(folder):
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text().replace('"r": 4', '"r": 4, "lora_alpha": 4000'))
+    with pytest.raises(UnsupportedFormat, match="it has the key 'lora_alpha' twice"):
+        read_module(folder)
+
+
+def headers_only(folder: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file of so many zeros as a hole: terabytes on a disk that has none of them."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with open(folder / "adapter_model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([2_000_000, 32], [32, 2_000_000], "has rank 2000000 between 32 and 32 features"),
+        ([2**62, 0], [0, 2**62], "expected (rank, in_features) and (out_features, rank)"),
+        ([4, 32], [2**50, 0], "expected (rank, in_features) and (out_features, rank)"),
+    ],
+)
+def test_shapes_no_module_has_are_refused_before_memory_is_taken(folder, a, b, message):
+    headers_only(folder, {f"{Q}.lora_A.weight": a, f"{Q}.lora_B.weight": b})
+    edit_config(folder, r=a[0])
+    for read in (read_module, lambda folder: ModuleFolder("m", folder).outline()):
+        with pytest.raises(UnsupportedFormat, match=re.escape(message)):
+            read(folder)
+
+
+def quantised(values):
+    return torch.quantize_per_tensor(values, 0.1, 0, torch.qint8)
+
+
+def repeated(values):
+    return values[:, :1].expand(-1, 2**40)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.to_sparse, "torch.sparse_coo on cpu; expected plain values"),
+        (torch.Tensor.to_sparse_csr, "torch.sparse_csr on cpu; expected plain values"),
+        (quantised, "quantised on cpu; expected plain values"),
+        (lambda values: values.to("meta"), "on meta; expected plain values"),
+        (repeated, "repeats its values"),
+        (lambda values: values.to(torch.complex64), "of torch.complex64 is not a LoRA factor"),
+        (lambda values: values.to(torch.int64), "of torch.int64 is not a LoRA factor"),
+        (lambda values: values.to(torch.float8_e4m3fn), "float8_e4m3fn is not a LoRA factor|not a plain file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch warns that it may change what these are
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_unusual_tensors_in_a_bin_file_are_refused(folder, change, message, is_zip):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    key = f"base_model.model.{Q}.lora_A.weight"
+    tensors[key] = change(tensors[key])
+    torch.save(tensors, folder / "adapter_model.bin", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(UnsupportedFormat, match=message):
+        read_module(folder)
+
+
+def test_tensors_that_share_values_are_refused(folder):
+    """A file of megabytes must not become terabytes: many factors may be views of one."""
+    (folder / "adapter_model.safetensors").unlink()
+    shared = torch.ones(64, 64)
+    torch.save({f"{k}.lora_{f}.weight": shared for k in range(9) for f in "AB"}, folder / "adapter_model.bin")
+    with pytest.raises(UnsupportedFormat, match="larger than the file"):
+        read_module(folder)
+
+
+def test_a_compressed_bin_file_is_refused(folder):
+    """A megabyte may unpack to gigabytes."""
+    plain, packed = folder / "plain.bin", folder / "adapter_model.bin"
+    torch.save(load_file(folder / "adapter_model.safetensors"), plain)
+    (folder / "adapter_model.safetensors").unlink()
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(UnsupportedFormat, match="is compressed"):
+        read_module(folder)
+
+
+def test_names_that_are_no_text_are_refused(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({7: torch.ones(2, 2)}, folder / "adapter_model.bin")
+    with pytest.raises(UnsupportedFormat, match="has a name that is no text"):
+        read_module(folder)
+
+
+def test_a_key_with_control_characters_is_one_line(folder):
+    edit_tensors(folder, lambda t: {**t, f"{Q}\n\x1b[2J.lora_A.weight": torch.ones(4, 32)})
+    with pytest.raises(UnsupportedFormat, match=r"q\\n\\x1b\[2J.lora_A.weight .* is not a LoRA factor"):
+        read_module(folder)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda p: p.symlink_to(p), lambda p: p.symlink_to("/dev/zero")]
+)
+def test_a_config_that_is_no_file_is_refused(folder, make):
+    (folder / "adapter_config.json").unlink()
+    make(folder / "adapter_config.json")
+    with pytest.raises(UnsupportedFormat, match=r"no adapter_config\.json that is a file"):
+        read_module(folder)
+
+
+def test_a_huge_config_is_refused(folder):
+    os.truncate(folder / "adapter_config.json", 2 << 30)
+    with pytest.raises(UnsupportedFormat, match="larger than 1048576 bytes"):
         read_module(folder)
 
 
