@@ -337,7 +337,7 @@ def doctor(as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(diagnosis.report(), indent=2))
     else:
         for name, text in diagnosis.lines():
-            answers.print(f"{name:<13} {text}", soft_wrap=True, markup=False)
+            answers.print(f"{name:<13} {text}", soft_wrap=True)
 
 
 cli_delivery.add_commands(app)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PrecisionOption, PromptOption, one_line_errors
-from lorahub_edge.terminal import messages
+from lorahub_edge.terminal import answers, messages
 
 if TYPE_CHECKING:
     from lorahub_edge.benchmark.records import Record
@@ -146,7 +146,7 @@ def bbh(
 
 
 def _say(line: str) -> None:
-    messages.print(line, soft_wrap=True, markup=False)
+    messages.print(line, soft_wrap=True)
 
 
 def _run(measure: Callable[[], Sequence[Record]], threads: int | None, out: Path, *, as_json: bool) -> None:
@@ -167,5 +167,6 @@ def _run(measure: Callable[[], Sequence[Record]], threads: int | None, out: Path
         return
     cells = cells_of(records)
     for text in (caption(records), methods_table(cells), tasks_table(cells)):
-        typer.echo(f"{text}\n")
-    messages.print(f"result file: {out.absolute()}", soft_wrap=True, markup=False)
+        for line in (*text.splitlines(), ""):
+            answers.print(line, soft_wrap=True)
+    messages.print(f"result file: {out.absolute()}", soft_wrap=True)

@@ -116,7 +116,7 @@ def verify(
         typer.echo(json.dumps(report, indent=2))
     else:
         print_verification(report)
-        answers.print(f"report: {folder.absolute() / 'verification.json'}", soft_wrap=True, markup=False)
+        answers.print(f"report: {folder.absolute() / 'verification.json'}", soft_wrap=True)
 
 
 @partial(one_line_errors, needs_torch=False)
@@ -183,5 +183,5 @@ def serve(
         port=port,
         settings=settings,
         n_threads=threads,
-        announce=lambda url: messages.print(f"serving {folder} at {url}", soft_wrap=True, markup=False),
+        announce=lambda url: messages.print(f"serving {folder} at {url}", soft_wrap=True),
     )

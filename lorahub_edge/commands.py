@@ -40,14 +40,14 @@ def one_line_errors(command: Command, *, needs_torch: bool = True) -> Command:
             with quiet_libraries() if needs_torch else contextlib.nullcontext():
                 command(*args, **kwargs)
         except LorahubEdgeError as error:
-            messages.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+            messages.print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             messages.print("interrupted; nothing was written", style="red")
             raise typer.Exit(130) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            messages.print(f"error: {where}{error.strerror or error}", style="red", soft_wrap=True, markup=False)
+            messages.print(f"error: {where}{error.strerror or error}", style="red", soft_wrap=True)
             raise typer.Exit(1) from error
 
     return guarded  # type: ignore[return-value]
@@ -62,7 +62,7 @@ def quiet_libraries() -> Iterator[None]:
         warnings.simplefilter("ignore")
 
         def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-            messages.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
+            messages.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
         warnings.showwarning = show
         warnings.simplefilter("always", LorahubEdgeWarning)

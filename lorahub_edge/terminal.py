@@ -1,4 +1,7 @@
-"""How the command line looks: the progress bar and the answers' tables. Data in, text out; no arithmetic of its own."""
+"""How the command line looks: the progress bar and the answers' tables. Data in, text out; no arithmetic of its own.
+
+All text goes through `messages` or `answers`, which make it harmless: names in it come from strangers' files.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from lorahub_edge.errors import printable
 
 if TYPE_CHECKING:
     from lorahub_edge.adaptation import Progress as RunProgress
@@ -17,9 +23,19 @@ if TYPE_CHECKING:
     from lorahub_edge.exporting import Exported
     from lorahub_edge.merging import Merged
 
+
+class PlainConsole(Console):
+    """Shows every text as it is: a bracket in it is no markup, and a control character has no power."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed comes by here, be it a line or a table's cell."""
+        shown = printable(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return super().render_str(shown, **{**options, "markup": False, "emoji": False})
+
+
 # stderr carries progress and messages, so that stdout is the answer and nothing else
-messages = Console(stderr=True, highlight=False)
-answers = Console(highlight=False)
+messages = PlainConsole(stderr=True, highlight=False)
+answers = PlainConsole(highlight=False)
 
 _STAGES = {
     "load": "loading base and modules",
@@ -34,10 +50,10 @@ _STAGES = {
 def progress_bar() -> Iterator[OnProgress]:
     """A bar for the stage a run is in: what is done, the best loss, the time left."""
     columns = (
-        TextColumn("{task.description:<26}"),
+        TextColumn("{task.description:<26}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
@@ -62,7 +78,7 @@ def step_bar() -> Iterator[Any]:
         TextColumn("training"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     columns += (TimeRemainingColumn(compact=True),)
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
@@ -76,17 +92,17 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
-    answers.print(report["headline"], style="bold", soft_wrap=True, markup=False)
+    answers.print(report["headline"], style="bold", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("loss", justify="right")
     if report["n_test"]:
         table.add_column("exact match", justify="right")
-    table.add_column("")
+    table.add_column("", style="dim")
     for row in report["table"]:
         score = ["-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"] if report["n_test"] else []
         style = "bold" if row["name"] == "adapted" else None
-        table.add_row(row["name"], f"{row['loss']:.4f}", *score, f"[dim]{_escape(row['detail'])}[/dim]", style=style)
+        table.add_row(row["name"], f"{row['loss']:.4f}", *score, row["detail"], style=style)
     answers.print(table)
     tested = f", exact match in % of {report['n_test']} test rows" if report["n_test"] else ""
     answers.print(f"loss on the {report['n_examples']} examples{tested}", style="dim")
@@ -104,7 +120,7 @@ def print_plans(plans: Sequence[MemoryPlan]) -> None:
     from lorahub_edge.measure import format_bytes
 
     chosen = choose_plan(plans)
-    answers.print(chosen.headline(), style="bold", soft_wrap=True, markup=False)
+    answers.print(chosen.headline(), style="bold", soft_wrap=True)
     parts = {
         "Python and libraries": chosen.runtime_bytes,
         "base": chosen.base_bytes,
@@ -131,7 +147,7 @@ def print_plans(plans: Sequence[MemoryPlan]) -> None:
 def print_merge(merged: Merged, n_rows: int = 5) -> None:
     """What happened, the targets that lost most, where the files are."""
     survival = merged.survival
-    answers.print(f"merged: {survival.headline()}", style="bold", soft_wrap=True, markup=False)
+    answers.print(f"merged: {survival.headline()}", style="bold", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("least survival at")
     for column in ("survived %", "rms of delta in steps", "clipped"):
@@ -139,24 +155,24 @@ def print_merge(merged: Merged, n_rows: int = 5) -> None:
     weakest = sorted(survival.layers, key=lambda layer: layer.survived)[:n_rows]
     for layer in weakest:
         numbers = (f"{100 * layer.survived:.1f}", f"{layer.delta_steps:.3g}", str(layer.n_clipped))
-        table.add_row(_escape(layer.target), *numbers)
+        table.add_row(layer.target, *numbers)
     answers.print(table)
-    answers.print(f"merged folder: {merged.folder}  (survival.json)", soft_wrap=True, markup=False)
+    answers.print(f"merged folder: {merged.folder}  (survival.json)", soft_wrap=True)
 
 
 def print_export(exported: Exported) -> None:
     """What happened, what was verified, where the folder is."""
     size = f"{exported.n_bytes / 1e6:.1f} MB"
-    answers.print(f"exported {exported.precision}, {size}", style="bold", soft_wrap=True, markup=False)
+    answers.print(f"exported {exported.precision}, {size}", style="bold", soft_wrap=True)
     print_verification(exported.report)
-    answers.print(f"exported folder: {exported.folder}", soft_wrap=True, markup=False)
+    answers.print(f"exported folder: {exported.folder}", soft_wrap=True)
 
 
 def print_verification(report: Mapping[str, Any]) -> None:
     """The verdict, then its cases."""
     from lorahub_edge.exporting.verification import headline
 
-    answers.print(headline(report), soft_wrap=True, markup=False)
+    answers.print(headline(report), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("cases")
     for column in ("batch", "prompt tokens", "logits off by", "through the cache", "torch's own", "ties", "mismatches"):
@@ -172,10 +188,5 @@ def print_verification(report: Mapping[str, Any]) -> None:
 def _largest(coefficients: Mapping[str, float], n: int = 5) -> str:
     ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))[:n]
     rest = len(coefficients) - len(ranked)
-    listed = ", ".join(f"{_escape(name)} {value:+.2f}" for name, value in ranked)
+    listed = ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
     return f"largest coefficients: {listed}" + (f" and {rest} more" if rest > 0 else "")
-
-
-def _escape(text: str) -> str:
-    """Names come from folders: a bracket in one is no markup."""
-    return text.replace("[", r"\[")

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorahub_edge.errors import printable
+
 _WIDTH, _CURVE_HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 260, 56, 34, 14
 _BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH, _VALUE_WIDTH = 16, 6, 240, 60
 
@@ -60,7 +62,7 @@ answer token); the line is the loss of the best candidate so far, best by the ob
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(str(value)))
 
 
 def _table(report: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from lorahub_edge.adaptation.task import Task
 from lorahub_edge.base import Base, OpenBase, open_base
 from lorahub_edge.cache import Cache, content_hashes
 from lorahub_edge.measure import Stopwatch, versions
-from lorahub_edge.modules import LoraModule, ModuleFolder, StackLayout, can_map, find_modules
+from lorahub_edge.modules import LoraModule, ModuleFolder, StackLayout, can_map, find_modules, warn_of_other_bases
 from lorahub_edge.search import load_optimisers
 from lorahub_edge.tasks import EncodedExample, PromptFormat
 from lorahub_edge.tasks.lost import warn_of_unreachable
@@ -56,6 +56,7 @@ def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, st
         found = given if are_loaded else find_modules(given or modules)
         outlines = [module.outline() for module in found]
         layout = StackLayout.of(outlines, opened.linear_shapes(), opened.source.spec)
+    warn_of_other_bases(outlines, opened.source)
     return Opened(opened, found, layout)
 
 
