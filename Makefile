@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: help demo test clients bench bench-quick lint format build sanitize cross-check callgrind docs tables clean
+.PHONY: help demo test clients bench bench-quick lint format build sanitize fuzz cross-check callgrind docs tables clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make build   install the package into $(VENV)"
 	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour sanitizers"
 	@echo "make callgrind    compare the kernels' instruction counts with the recorded ones (needs valgrind)"
+	@echo "make fuzz         read mutated files for FUZZ_SECONDS (default 600), from seed FUZZ_SEED on"
 	@echo "make cross-check  compile the kernels for aarch64 (CROSS_CXX, default aarch64-linux-gnu-g++)"
 	@echo "make docs    write docs/cli.md from the command line's parser"
 	@echo "make tables  write README's tables from bench/results"
@@ -81,6 +82,11 @@ sanitize: $(VENV)/.installed-dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=tests/sanitize LORAHUB_EDGE_SANITIZED=$(CURDIR)/build/sanitize \
 	  $(BIN)/python -m pytest -q tests/kernels --ignore-glob='*cuda*'
+
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 1000
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 callgrind: $(VENV)/.installed-dev
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m bench.callgrind --check
