@@ -92,8 +92,10 @@ def save_model(model: Any, folder: Path, kind: str, *, tied: bool = False) -> Pa
     return folder
 
 
-def save_module(base: Path, folder: Path, kind: str, *, seed: int, std: float = 0.2, **config: Any) -> Path:
-    """A LoRA module with random factors, made and written by PEFT itself."""
+def save_module(
+    base: Path, folder: Path, kind: str, *, seed: int, std: float = 0.2, base_name: str | None = None, **config: Any
+) -> Path:
+    """A LoRA module with random factors, made and written by PEFT itself; it names no base unless told one."""
     torch.manual_seed(seed)
     auto, task = (AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM") if kind == "t5" else (AutoModelForCausalLM, "CAUSAL_LM")
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[kind], "task_type": task, **config}
@@ -101,5 +103,6 @@ def save_module(base: Path, folder: Path, kind: str, *, seed: int, std: float = 
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=std)
+    model.peft_config["default"].base_model_name_or_path = base_name
     model.save_pretrained(folder, save_embedding_layers=False)
     return folder

@@ -87,7 +87,7 @@ def _worker(
         timer = threading.Timer(deadline - time.monotonic(), worker.kill)
         timer.start()
         for line in worker.stdout:
-            record = json.loads(line) if line.startswith("{") else {}
+            record = json.loads(line) if line.startswith("{") and line.endswith("}\n") else {}
             if "fault" in record:
                 found.append(Fault(record["seed"], record["kind"], kept / str(record["seed"]), record["fault"]))
             last = record or last
