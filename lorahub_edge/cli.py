@@ -7,7 +7,6 @@ Heavy imports happen inside the commands, so that --help answers at once.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import sys
@@ -153,12 +152,12 @@ def _printed_if_not_written() -> Iterator[None]:
 
 
 def _default_out(examples: str | None, *, resume: bool) -> Path:
-    from lorahub_edge.adaptation.run_folder import newest_unfinished
+    from lorahub_edge.adaptation.run_folder import default_name, newest_unfinished
     from lorahub_edge.tasks import task_name
 
-    name = task_name(examples or pocket.DEFAULT_TASK)
-    fresh = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    return (newest_unfinished(fresh.parent, f"{name}-") or fresh) if resume else fresh
+    task, runs = task_name(examples or pocket.DEFAULT_TASK), Path("runs")
+    found = newest_unfinished(runs, task) if resume else None
+    return found or runs / default_name(task)
 
 
 @app.command()

@@ -13,7 +13,9 @@ from. The next start with the same output and inputs goes on from them.
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -75,13 +77,19 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def newest_unfinished(parent: Path, prefix: str) -> Path | None:
-    """The final name of the run that ended early last, of all in `parent` whose names begin with `prefix`, or None."""
+def newest_unfinished(parent: Path, task: str) -> Path | None:
+    """The final name of the run of a task that ended early last, of those in `parent` with a default name, or None."""
     unfinished = [path for path in parent.glob(f"*{UNFINISHED}") if (path / INPUTS).is_file()]
     interrupted = [path for path in parent.glob("*") if _was_interrupted(_manifest(path))]
-    ended = [path for path in (*unfinished, *interrupted) if path.name.startswith(prefix)]
+    is_its_name = re.compile(rf"{re.escape(task)}-\d{{8}}-\d{{6}}({re.escape(UNFINISHED)})?").fullmatch
+    ended = [path for path in (*unfinished, *interrupted) if is_its_name(path.name)]
     newest = max(ended, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else newest.with_name(newest.name.removesuffix(UNFINISHED))
+
+
+def default_name(task: str) -> str:
+    """What a run's folder is called unless a user names it."""
+    return f"{task}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 class RunFolder:

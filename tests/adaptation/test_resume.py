@@ -17,7 +17,7 @@ import torch
 import lorahub_edge
 from lorahub_edge.adaptation import PopulationForward, RunNotWritten, RunUnfinished
 from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL
-from lorahub_edge.adaptation.run_folder import newest_unfinished
+from lorahub_edge.adaptation.run_folder import default_name, newest_unfinished
 from lorahub_edge.errors import InvalidInput, OutputExists
 from lorahub_edge.outputs import locked
 from tests import tiny
@@ -111,12 +111,10 @@ def test_a_run_that_ctrl_c_ended_goes_on_and_is_replaced_by_its_whole_self(setti
     assert run.interrupted
     with pytest.raises(OutputExists, match="differs from this one in: search settings; add --overwrite"):
         lorahub_edge.adapt(**{**settings, "seed": 7}, out=out)
-    assert newest_unfinished(tmp_path, "ru") == out
     run = lorahub_edge.adapt(**settings, out=out, resume=True)
     assert run.manifest["search"]["evaluations_of_earlier_starts"] >= 11
     assert (run.interrupted, run.coefficients) == (False, whole.coefficients)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert newest_unfinished(tmp_path, "") is None
 
 
 def test_resume_wants_something_to_go_on_from_and_the_same_inputs(settings, tmp_path):
@@ -126,12 +124,23 @@ def test_resume_wants_something_to_go_on_from_and_the_same_inputs(settings, tmp_
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RuntimeError), pytest.warns(RunUnfinished, match="the same command goes on"):
         lorahub_edge.adapt(**settings, out=out, on_progress=failing_at("search", 8, RuntimeError("power failure")))
-    assert newest_unfinished(tmp_path, "run") == out
     other = {**settings, "examples": tiny.ROWS[:3]}
     with pytest.raises(OutputExists, match="differs from this one in: examples"), pytest.warns(RunUnfinished):
         lorahub_edge.adapt(**other, out=out)
     again = lorahub_edge.adapt(**other, out=out, overwrite=True)
     assert again.manifest["search"]["evaluations_of_earlier_starts"] == 0
+
+
+def test_the_newest_run_of_a_task_that_ended_early_is_found_by_its_default_name(tmp_path):
+    for age, name in enumerate(["fv-20260101-000000", "fv-antonym-20260101-000000", "fv-mine", "fv-20250101-000000"]):
+        folder = tmp_path / f"{name}.unfinished"
+        folder.mkdir()
+        (folder / "inputs.json").write_text("{}")
+        os.utime(folder, (1000 - age, 1000 - age))
+    (tmp_path / default_name("fv")).mkdir()
+    assert newest_unfinished(tmp_path, "fv") == tmp_path / "fv-20260101-000000"
+    assert newest_unfinished(tmp_path, "fv-antonym") == tmp_path / "fv-antonym-20260101-000000"
+    assert newest_unfinished(tmp_path / "none", "fv") is None
 
 
 def test_a_line_cut_off_by_a_power_failure_is_computed_again(settings, tmp_path):
