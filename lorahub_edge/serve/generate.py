@@ -128,8 +128,8 @@ def checked_prompt(model: OnnxModel, text: str) -> list[int]:
     """Token ids of a text's prompt.
 
     Raises:
-        InvalidInput: not Unicode, empty, or longer than the export takes. The characters are counted first, so that a
-            text of any length costs little.
+        InvalidInput: empty, or longer than the export takes. The characters are counted first, so that a text of any
+            length costs little.
     """
     limit = model.files.prompt.max_input_tokens
     most = limit * CHARACTERS_PER_TOKEN
@@ -138,12 +138,6 @@ def checked_prompt(model: OnnxModel, text: str) -> list[int]:
             f"prompt: expected at most {most} characters ({CHARACTERS_PER_TOKEN} for each of {limit} tokens), "
             f"received {len(text)}; shorten the text"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            f"prompt: expected Unicode text, received a lone surrogate at character {error.start}"
-        ) from error
     ids = model.files.encode(text)
     if not ids:
         raise InvalidInput("prompt: expected a text of at least one token, received an empty one")

@@ -55,7 +55,7 @@ class GenerationSettings:
             (
                 "stop",
                 self._has_right_stops(),
-                f"a tuple of at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters",
+                f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters, in a tuple",
             ),
         )
         for name, is_right, expected in checks:
