@@ -150,8 +150,8 @@ ARCHITECTURES = {
     ),
     "t5": Architecture(_T5_KEYS, _T5_PARTS, _T5_BLOCKS, {"num_decoder_layers": None, "decoder_start_token_id": 0}),
 }  # fmt: skip
-# Keys of the tokenizer and of no consequence here; what else there is outside the architecture's own is about the file.
 _TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unknown": "unk_token_id", "padding": "pad_token_id"}
+# What tokenizer.ggml.pre may say: what transformers has a pattern for, and what is mended below.
 _INDIVIDUAL_DIGITS = ("smollm",)
 _PRE_TOKENIZERS = (
     *("default", "gpt-2", "llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe", "tekken", "pixtral"),
