@@ -93,7 +93,7 @@ def save_model(model: Any, folder: Path, kind: str, *, tied: bool = False) -> Pa
 
 
 def save_module(
-    base: Path, folder: Path, kind: str, *, seed: int, std: float = 0.2, base_name: str | None = None, **config: Any
+    base: Path, folder: Path, kind: str, *, seed: int, std: float = 0.2, base_name: str = "", **config: Any
 ) -> Path:
     """A LoRA module with random factors, made and written by PEFT itself; it names no base unless told one."""
     torch.manual_seed(seed)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lorahub_edge.base.checkpoint import load_bin
-from lorahub_edge.errors import UnsupportedFormat, first_line
+from lorahub_edge.errors import UnsupportedFormat, refused_as
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
@@ -46,7 +45,10 @@ def headers_of(path: Path) -> dict[str, Header]:
         if sum(t.nbytes for t in tensors.values()) > path.stat().st_size:
             raise UnsupportedFormat(f"{path}: its tensors are larger than the file, since they share values")
         return {name: Header(tuple(t.shape), str(t.dtype)) for name, t in tensors.items()}
-    with _safetensors_errors(path), safe_open(path, framework="pt") as handle:
+    with (
+        refused_as(f"{path}: not a whole safetensors file", "copy it again"),
+        safe_open(path, framework="pt") as handle,
+    ):
         names = list(handle.keys())
         if len(names) > _MAX_TENSORS:
             raise UnsupportedFormat(f"{path}: {len(names)} tensors; expected a module's, at most {_MAX_TENSORS}")
@@ -57,16 +59,8 @@ def headers_of(path: Path) -> dict[str, Header]:
 def tensors_of(path: Path) -> Mapping[str, torch.Tensor]:
     if path.suffix == ".bin":
         return load_bin(path)
-    with _safetensors_errors(path):
+    with refused_as(f"{path}: not a whole safetensors file", "copy it again"):
         return load_file(path)
-
-
-@contextlib.contextmanager
-def _safetensors_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UnsupportedFormat(f"{path}: not a whole safetensors file ({first_line(error)}); copy it again") from error
 
 
 def factor_keys(headers: Mapping[str, Header], where: str) -> dict[str, tuple[str, str]]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import lorahub_edge
-from tests import tiny
+from tests import gguf_files, tiny
 
 PATTERNS = {"t5": r"block\.1.*\.q", "llama": "layers.1.self_attn.q_proj"}
 ROWS = [{"input": i, "target": t} for i, t in tiny.ROWS]
@@ -33,12 +33,14 @@ def _write(root: Path) -> None:
     for kind in ("t5", "llama"):
         tiny.save_model(tiny.make_model(kind), root / f"base-{kind}", kind)
         tiny.save_module(root / f"base-{kind}", root / f"module-{kind}", kind, seed=1, rank_pattern={PATTERNS[kind]: 2})
-    base = str(root / "base-t5")
-    for name, extension in (("base-bin", "t5"), ("module-bin", "t5")):
-        _as_bin(root / f"{name.partition('-')[0]}-{extension}", root / name)
+    for kind in ("base", "module"):
+        _as_bin(root / f"{kind}-t5", root / f"{kind}-bin")
+    for kind in ("llama", "t5"):
+        (root / f"gguf-{kind}").mkdir()
+        gguf_files.write(root / f"gguf-{kind}", kind)
     _examples(root / "examples")
     run = lorahub_edge.adapt(
-        base, [str(root / "module-t5")], list(tiny.ROWS), budget=3, null_control=False, device="cpu", out=root / "run"
+        root / "base-t5", root / "module-t5", tiny.ROWS, budget=3, null_control=False, device="cpu", out=root / "run"
     )
     lorahub_edge.export(str(run.folder), root / "export", with_adapter=True)
 

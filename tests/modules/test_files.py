@@ -276,11 +276,11 @@ def repeated(values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (torch.Tensor.to_sparse, "torch.sparse_coo on cpu; expected plain values"),
-        (torch.Tensor.to_sparse_csr, "torch.sparse_csr on cpu; expected plain values"),
-        (quantised, "quantised on cpu; expected plain values"),
-        (lambda values: values.to("meta"), "on meta; expected plain values"),
-        (repeated, "repeats its values"),
+        (torch.Tensor.to_sparse, "expected plain tensors"),
+        (torch.Tensor.to_sparse_csr, "expected plain tensors"),
+        (quantised, "expected plain tensors"),
+        (lambda values: values.to("meta"), "expected plain tensors"),
+        (repeated, "expected plain tensors"),
         (lambda values: values.to(torch.complex64), "of torch.complex64 is not a LoRA factor"),
         (lambda values: values.to(torch.int64), "of torch.int64 is not a LoRA factor"),
         (lambda values: values.to(torch.float8_e4m3fn), "float8_e4m3fn is not a LoRA factor|not a plain file"),
@@ -322,7 +322,7 @@ def test_a_compressed_bin_file_is_refused(folder):
 def test_names_that_are_no_text_are_refused(folder):
     (folder / "adapter_model.safetensors").unlink()
     torch.save({7: torch.ones(2, 2)}, folder / "adapter_model.bin")
-    with pytest.raises(UnsupportedFormat, match="has a name that is no text"):
+    with pytest.raises(UnsupportedFormat, match="expected plain tensors by name, but '7'"):
         read_module(folder)
 
 
