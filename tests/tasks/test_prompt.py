@@ -177,7 +177,7 @@ def test_a_run_has_the_same_prompt_on_any_day(bases, module_folders, tmp_path, m
             return datetime.datetime(2026, 1, cls.number)
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Day)
-    folder = shutil.copytree(bases["llama"], tmp_path / "base")
+    folder = shutil.copytree(bases["llama"], tmp_path / "llama")
     (folder / "chat_template.jinja").write_text(DATED)
     run = lorahub_edge.adapt(
         str(folder), module_folders["llama"], EXAMPLES, budget=4, null_control=False, precision="fp32", device="cpu",
