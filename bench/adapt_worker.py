@@ -31,7 +31,7 @@ def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
     from lorahub_edge.base import load_base
     from lorahub_edge.cache import default_cache
     from lorahub_edge.modules import find_modules, load_stack
-    from lorahub_edge.search.searchers import load_optimisers
+    from lorahub_edge.search import load_optimisers
     from lorahub_edge.tasks import Example, PromptFormat
 
     load_optimisers()  # part of every search, and of its memory

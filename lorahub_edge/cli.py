@@ -7,7 +7,6 @@ Heavy imports happen inside the commands, so that --help answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from lorahub_edge.commands import (
     app,
     one_line_errors,
 )
+from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages, print_plans, print_run, progress_bar, step_bar
 
 
@@ -132,7 +132,7 @@ def adapt(
             on_progress=on_progress,
         )
     if as_json:
-        typer.echo(json.dumps(run.report(), indent=2))
+        typer.echo(to_json(run.report()))
     else:
         print_run(run.report())
 
@@ -147,7 +147,9 @@ def _printed_if_not_written() -> Iterator[None]:
         yield
     except RunNotWritten as error:
         run = error.run
-        typer.echo(json.dumps({**run.report(), "journal": [journal_record(evaluated) for evaluated in run.journal]}))
+        typer.echo(
+            to_json({**run.report(), "journal": [journal_record(evaluated) for evaluated in run.journal]}, indent=None)
+        )
         raise
 
 
@@ -210,7 +212,7 @@ def plan(
         cache=cache,
     )
     if as_json:
-        typer.echo(json.dumps([plan.as_record() for plan in plans], indent=2))
+        typer.echo(to_json([plan.as_record() for plan in plans]))
     else:
         print_plans(plans)
     if not any(plan.fits for plan in plans):
@@ -230,13 +232,14 @@ def evaluate(
     Example: lorahub-edge evaluate runs/navigate --data more.jsonl
     """
     import lorahub_edge
+    from lorahub_edge.adaptation.report import loss_text
 
     score = lorahub_edge.load_adapted(run, device=device).evaluate(data)
     if as_json:
         record = {"loss": score.loss, "exact_match": score.exact_match, "n": score.n_examples, "answers": score.answers}
-        typer.echo(json.dumps(record, indent=2))
+        typer.echo(to_json(record))
     else:
-        answers.print(f"exact match {score.exact_match:.1f} %, loss {score.loss:.4f} on {score.n_examples} rows")
+        answers.print(f"exact match {score.exact_match:.1f} %, loss {loss_text(score.loss)} on {score.n_examples} rows")
 
 
 @app.command()
@@ -262,7 +265,9 @@ def predict(
         answered = iter(model.predict([line for line in batch if line.strip()]))
         for line in batch:
             answer = next(answered) if line.strip() else ""
-            shown = json.dumps({"input": line, "answer": answer}) if as_json else "\\n".join(answer.splitlines())
+            shown = (
+                to_json({"input": line, "answer": answer}, indent=None) if as_json else "\\n".join(answer.splitlines())
+            )
             typer.echo(shown)
 
 
@@ -333,7 +338,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     diagnosis = look()
     if as_json:
-        typer.echo(json.dumps(diagnosis.report(), indent=2))
+        typer.echo(to_json(diagnosis.report()))
     else:
         for name, text in diagnosis.lines():
             answers.print(f"{name:<13} {text}", soft_wrap=True)

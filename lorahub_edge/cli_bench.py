@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PrecisionOption, PromptOption, one_line_errors
+from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _run(measure: Callable[[], Sequence[Record]], threads: int | None, out: Path
         messages.print(f"interrupted; what was measured is in {out}, and the same command goes on", style="red")
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(list(records), indent=2))
+        typer.echo(to_json(list(records)))
         return
     cells = cells_of(records)
     for text in (caption(records), methods_table(cells), tasks_table(cells)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from functools import partial
@@ -13,6 +12,7 @@ import typer
 
 from lorahub_edge.commands import JsonOption, RunArgument, one_line_errors
 from lorahub_edge.errors import UnsupportedFormat
+from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages, print_export, print_merge, print_verification
 
 
@@ -54,7 +54,7 @@ def merge(
     )
     if as_json:
         record = {**merged.record, "survival": merged.survival.as_record(), "folder": str(merged.folder)}
-        typer.echo(json.dumps(record, indent=2))
+        typer.echo(to_json(record))
     else:
         print_merge(merged)
 
@@ -95,7 +95,7 @@ def export(
     )
     if as_json:
         record = {"folder": str(exported.folder), "bytes": exported.n_bytes, "verification": exported.report}
-        typer.echo(json.dumps(record, indent=2))
+        typer.echo(to_json(record))
     else:
         print_export(exported)
 
@@ -113,7 +113,7 @@ def verify(
 
     report = lorahub_edge.verify(folder)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(to_json(report))
     else:
         print_verification(report)
         answers.print(f"report: {folder.absolute() / 'verification.json'}", soft_wrap=True)

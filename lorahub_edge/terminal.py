@@ -92,6 +92,8 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
+    from lorahub_edge.adaptation.report import loss_text
+
     answers.print(report["headline"], style="bold", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("")
@@ -102,7 +104,7 @@ def print_run(report: Mapping[str, Any]) -> None:
     for row in report["table"]:
         score = ["-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"] if report["n_test"] else []
         style = "bold" if row["name"] == "adapted" else None
-        table.add_row(row["name"], f"{row['loss']:.4f}", *score, row["detail"], style=style)
+        table.add_row(row["name"], loss_text(row["loss"]), *score, row["detail"], style=style)
     answers.print(table)
     tested = f", exact match in % of {report['n_test']} test rows" if report["n_test"] else ""
     answers.print(f"loss on the {report['n_examples']} examples{tested}", style="dim")

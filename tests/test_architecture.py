@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorahub_edge"
 ROOMS = [
     "errors",
     "texts",
+    "json_text",
     "pocket",
     "outputs",
     "sources",

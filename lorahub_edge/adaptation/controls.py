@@ -53,10 +53,15 @@ def fixed_controls(
         values += objective(batch)
         on_evaluated([Evaluated(start + i, c, values[start + i]) for i, c in enumerate(batch)])
     zero, uniform, *singles = values
-    best = min(range(n), key=lambda k: singles[k].mean_loss)
+    best = index_of_lowest([s.mean_loss for s in singles])
     rows = [
         Row("zero-shot", "the base alone", tuple(candidates[0]), zero),
         Row("best single module", f"{names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
         Row("uniform mean", f"all at 1/{n}", tuple(candidates[1]), uniform),
     ]
     return rows, [s.mean_loss for s in singles]
+
+
+def index_of_lowest(losses: Sequence[float]) -> int:
+    """Where the lowest loss stands; one that is not finite is worse than any other."""
+    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))

@@ -19,6 +19,7 @@ from lorahub_edge.base import Base
 from lorahub_edge.cache import Cache, default_cache
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import LoraModule
+from lorahub_edge.search import check_optimizer
 
 
 def adapt(
@@ -137,6 +138,7 @@ def _run(
     opened = open_inputs(base, modules, settings, stopwatch)
     encoded = encode(opened, task, settings)
     search = settings.search(len(opened.modules))
+    check_optimizer(search.optimizer, len(opened.modules), search.budget)
     chosen = choose_plan(plan_memory(opened, encoded, settings, cache))
     check_budget(chosen)
     hashes = ContentHashes.of(opened, cache)

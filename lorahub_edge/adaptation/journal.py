@@ -16,6 +16,7 @@ import numpy as np
 
 from lorahub_edge.adaptation.objective import Value
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, LorahubEdgeWarning
+from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import write_errors
 from lorahub_edge.search import Evaluated
 
@@ -23,11 +24,10 @@ _NUMBERS = ("objective", "loss", "l1_penalty", "mean_loss")
 
 
 def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
-    """One line of a journal; a number that is not finite is null, since JSON has no other word for it."""
-    numbers = {name: getattr(evaluated.value, name) for name in _NUMBERS}
+    """One line of a journal."""
     return {
         "index": evaluated.index,
-        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
+        **{name: getattr(evaluated.value, name) for name in _NUMBERS},
         "coefficients": evaluated.coefficients.tolist(),
     }
 
@@ -85,7 +85,7 @@ class Journal:
             return
         seconds = {"elapsed_s": round(self._elapsed_s + elapsed_s, 4)}
         had_trouble = bool(self._unwritten)
-        self._unwritten += "".join(json.dumps({**journal_record(e), **seconds}) + "\n" for e in new).encode()
+        self._unwritten += "".join(to_json({**journal_record(e), **seconds}, indent=None) + "\n" for e in new).encode()
         self._n_noted += len(new)
         try:
             self.flush()

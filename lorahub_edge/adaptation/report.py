@@ -61,6 +61,11 @@ answer token); the line is the loss of the best candidate so far, best by the ob
 """
 
 
+def loss_text(loss: float | None, *, digits: int = 4) -> str:
+    """A loss for people; None stands for one that is not finite."""
+    return "not finite" if loss is None or not math.isfinite(loss) else f"{loss:.{digits}f}"
+
+
 def _text(value: object) -> str:
     return html.escape(printable(str(value)))
 
@@ -74,7 +79,7 @@ def _table(report: Mapping[str, Any]) -> str:
         score = "-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"
         cell = f'<td class="n">{score}</td>' if tested else ""
         rows.append(
-            f'<tr{css}><td>{_text(row["name"])}</td><td class="n">{row["loss"]:.4f}</td>{cell}'
+            f'<tr{css}><td>{_text(row["name"])}</td><td class="n">{loss_text(row["loss"])}</td>{cell}'
             f'<td class="d">{_text(row["detail"])}</td></tr>'
         )
     head = f'<tr><th></th><th class="n">loss on the examples</th>{score_head}<th></th></tr>'
@@ -83,6 +88,8 @@ def _table(report: Mapping[str, Any]) -> str:
 
 def _curve(losses: Sequence[tuple[float, float]]) -> str:
     points = [(i, loss) for i, (loss, _) in enumerate(losses) if math.isfinite(loss)]
+    if not points:
+        return "<p>No candidate has a finite loss.</p>"
     best = _best_so_far(losses)
     low = min(loss for _, loss in points)
     high = max(loss for _, loss in points)

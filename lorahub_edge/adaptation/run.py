@@ -6,12 +6,12 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lorahub_edge.adaptation.adapted import AdaptedModel, Score
 from lorahub_edge.adaptation.controls import Row
 from lorahub_edge.adaptation.objective import Value
-from lorahub_edge.adaptation.report import report_html
+from lorahub_edge.adaptation.report import loss_text, report_html
 from lorahub_edge.adaptation.run_folder import (
     COEFFICIENTS,
     EXAMPLES,
@@ -25,6 +25,7 @@ from lorahub_edge.adaptation.stages import ContentHashes
 from lorahub_edge.adaptation.task import Examples, Task
 from lorahub_edge.base import Base
 from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.json_text import plain
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
 from lorahub_edge.modules import LoraModule, ModuleFolder, write_module
@@ -92,8 +93,8 @@ class Run:
         return self.model.evaluate(examples)
 
     def report(self) -> dict[str, Any]:
-        """The result as plain data: what report.json and --json hold."""
-        return {
+        """The result as plain data: what report.json and --json hold. None stands for a number that is not finite."""
+        report = {
             "headline": headline(self),
             "task": self.task.name,
             "n_examples": len(self.task.examples),
@@ -106,6 +107,7 @@ class Run:
             "peak_memory": dict(self.manifest["peak_memory"]),
             "folder": str(self.folder) if self.folder else None,
         }
+        return cast("dict[str, Any]", plain(report))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Run:
         """Write the run folder; returns the run with `folder` set.
@@ -159,7 +161,7 @@ def headline(run: Run) -> str:
     """What happened, in one line."""
     zero, adapted = run.table[0], run.table[-1]
     n = run.search.n_evaluations
-    losses = f"{zero.value.mean_loss:.3f} -> {adapted.value.mean_loss:.3f}"
+    losses = " -> ".join(loss_text(row.value.mean_loss, digits=3) for row in (zero, adapted))
     text = f"adapted to {run.task.name} in {n} evaluations: loss {losses}"
     if zero.exact_match is not None and adapted.exact_match is not None:
         text += f", exact match {zero.exact_match:.0f} % -> {adapted.exact_match:.0f} %"

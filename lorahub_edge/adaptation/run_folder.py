@@ -25,6 +25,7 @@ from typing import Any
 
 from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL, Journals
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists
+from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import fingerprint, is_vacant, locked, publish, whole_file, write_errors, write_text
 
 RUN_FORMAT = "lorahub-edge-run/1"
@@ -173,7 +174,7 @@ class RunFolder:
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> None:
         """Write one text or JSON file."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        text = content if isinstance(content, str) else to_json(content) + "\n"
         with write_errors(self.folder):
             (self.unfinished / name).write_text(text, encoding="utf-8")
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import numbers
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lorahub_edge.adaptation.population import ROUTES
 from lorahub_edge.adaptation.presets import Preset, preset_by_name
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.measure import parse_bytes
 from lorahub_edge.modules import STACK_DTYPES
-from lorahub_edge.search import make_searcher
+from lorahub_edge.search import check_optimizer
 
 MAX_SEED = 2**32  # NumPy's and torch's generators take seeds below this
 
@@ -64,13 +68,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         chosen = preset_by_name(self.preset)
-        names = ("alpha", "seed", "budget", "max_input_tokens", "max_new_tokens")
-        check_numbers(**{name: getattr(self, name) for name in names})
-        bound = chosen.bound if self.bound is None else self.bound
-        make_searcher(self.optimizer or chosen.optimizer, 1, bound=bound, budget=1, seed=0)
+        names = ("alpha", "bound", "seed", "budget", "max_input_tokens", "max_new_tokens")
+        check_numbers(**{name: getattr(self, name) for name in names}, max_memory=self.budget_bytes)
         _check_name("evaluate_by", self.evaluate_by, ROUTES)
         _check_name("stack_dtype", self.stack_dtype, STACK_DTYPES)
-        _ = self.budget_bytes
+        check_optimizer(self.optimizer or chosen.optimizer, budget=self.budget or chosen.budget)
 
     @property
     def budget_bytes(self) -> int | None:
@@ -89,15 +91,63 @@ def _check_name(parameter: str, name: str | None, known: Iterable[str]) -> None:
         raise InvalidInput(f"{parameter}: expected one of {', '.join(known)}, received '{name}'")
 
 
-def check_numbers(**numbers: float | None) -> None:
-    """Refuse numbers out of range; None is left alone.
+# The high end of a setting that may be any finite number.
+FINITE = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting takes: from `low` to `high`, with both ends unless they are open."""
+
+    low: float
+    high: float
+    whole: bool = True
+    open_low: bool = False
+    open_high: bool = False
+
+    def has(self, value: object) -> bool:
+        """Whether it takes a value; no setting takes a bool or NaN for a number."""
+        kind = numbers.Integral if self.whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return False
+        if isinstance(value, np.floating):
+            value = float(value)  # NumPy would cast the range instead
+        above = self.low < value if self.open_low else self.low <= value  # type: ignore[operator]
+        below = value < self.high if self.open_high else value <= self.high
+        return bool(above and below)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number" if self.high < FINITE else "a finite number"
+        low = f"above {self.low:.10g}" if self.open_low else f"of at least {self.low:.10g}"
+        high = "" if self.high == FINITE else f" and {'below' if self.open_high else 'at most'} {self.high:.10g}"
+        return f"{kind} {low}{high}"
+
+
+# Counts of evaluations, rows or tokens: far above what anyone needs.
+COUNTS = Range(1, 10**7)
+
+_RANGES = {
+    "seed": Range(0, MAX_SEED - 1),
+    "example_seed": Range(0, MAX_SEED - 1),
+    "alpha": Range(0, FINITE, whole=False),
+    "bound": Range(0, 10**6, whole=False, open_low=True),
+    "max_memory": Range(1, 2**63 - 1),
+    "min_survival": Range(0, 1, whole=False),
+}
+
+
+def check_numbers(**values: object) -> None:
+    """Refuse numbers of a run that are out of range: names without a range of their own are counts. None is left alone.
 
     Raises:
         InvalidInput: names the parameter, what was expected and what came.
     """
-    least = {"alpha": 0, "seed": 0}
-    for name, value in numbers.items():
-        low, high = least.get(name, 1), MAX_SEED if name == "seed" else float("inf")
-        if value is not None and not low <= value < high:
-            below = f" and below {high}" if name == "seed" else ""
-            raise InvalidInput(f"{name}: expected a number of at least {low}{below}, received {value}")
+    check_ranges(values, _RANGES)
+
+
+def check_ranges(values: Mapping[str, object], ranges: Mapping[str, Range]) -> None:
+    """The same for settings with other ranges. Raises: see `check_numbers`."""
+    for name, value in values.items():
+        expected = ranges.get(name, COUNTS)
+        if value is not None and not expected.has(value):
+            raise InvalidInput(f"{name}: expected {expected}, received {value!r:.40}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lorahub_edge import pocket
+from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning
 from lorahub_edge.sources import sha256_file
 from lorahub_edge.tasks import Example, Row, draw_examples, load_examples, task_name, to_examples
@@ -55,11 +56,9 @@ def load_task(
         n_test: at most so many test rows, drawn with the same seed; None for all, in order. Fewer as above.
 
     Raises:
-        InvalidInput: see `load_examples`; n_examples or n_test below 1; a test set that holds nothing but the examples.
+        InvalidInput: see `load_examples`; a number out of range; a test set that holds nothing but the examples.
     """
-    for name, value in (("n_examples", n_examples), ("n_test", n_test)):
-        if value is not None and value < 1:
-            raise InvalidInput(f"{name}: expected at least 1, received {value}")
+    check_numbers(n_examples=n_examples, n_test=n_test, example_seed=example_seed)
     if examples is None:
         examples = f"pocket/{pocket.DEFAULT_TASK}"
         test = test if test is not None else examples

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorahub_edge.adaptation import PRESETS, AdaptedModel, Objective, Value
+from lorahub_edge.adaptation.controls import index_of_lowest
 from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.benchmark.trial import Trial
@@ -102,7 +103,7 @@ def _best_single(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]
     settings = SearchSettings.of(PRESETS["edge"], n, seed=trial.seed)
     with objective_on(trial.pool.base, trial.pool.stack, trial.encoded, settings) as objective:
         losses = [value.mean_loss for value in objective(np.eye(n))]
-    best = int(np.argmin(losses))
+    best = index_of_lowest(losses)
     detail = f"{trial.pool.stack.names[best]}, by loss on the examples"
     coefficients = np.eye(n)[best]
     yield Fitted(trial.model(coefficients), detail, n, coefficients)

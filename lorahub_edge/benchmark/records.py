@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.json_text import plain, to_json
 from lorahub_edge.measure import machine, versions
 
 SCHEMA = 1
@@ -45,7 +46,7 @@ def make_record(bench: str, setup: Mapping[str, Any], metrics: Mapping[str, Any]
         "machine": machine(),
         "versions": versions(),
         "setup": dict(setup),
-        "metrics": dict(metrics),
+        "metrics": plain(metrics),
     }
 
 
@@ -74,7 +75,7 @@ def append(path: Path, record: Record) -> None:
     """Add a record at the end of a result file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(to_json(record, indent=None) + "\n")
 
 
 def read(path: Path) -> list[Record]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
 from lorahub_edge.exporting.reference import reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource, open_source
 from lorahub_edge.exporting.verification import VerificationFailed, compare, headline
+from lorahub_edge.json_text import to_json
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
@@ -123,7 +123,7 @@ def _write_new(
         _free(source)  # onnxruntime needs the room
         report = compare(partial)
         _check_report(report, out)
-        (partial / VERIFICATION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (partial / VERIFICATION).write_text(to_json(report) + "\n", encoding="utf-8")
     return report
 
 
@@ -140,7 +140,7 @@ def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, A
     except BaseException:
         remove_adapter(out, source.name)
         raise
-    write_text(out / VERIFICATION, json.dumps(report, indent=2) + "\n")
+    write_text(out / VERIFICATION, to_json(report) + "\n")
     return report
 
 
@@ -182,5 +182,5 @@ def _check_report(report: Mapping[str, Any], out: Path) -> None:
     if report["passed"]:
         return
     kept = out.with_name(f"{out.name}.{VERIFICATION}")
-    kept.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    kept.write_text(to_json(report) + "\n", encoding="utf-8")
     raise VerificationFailed(f"export: {headline(report)}; nothing was written but the report, {kept}", report)

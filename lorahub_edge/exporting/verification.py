@@ -9,7 +9,6 @@ can tell, the other token is a tie; ties are counted and reported.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from lorahub_edge.errors import LorahubEdgeError, UnsupportedFormat
 from lorahub_edge.exporting.adapters import adapter_names, adapter_paths
 from lorahub_edge.exporting.reference import relative_errors
+from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import write_text
 from lorahub_edge.serve import ExportFolder, OnnxModel
 from lorahub_edge.serve.adapter import NO_ADAPTER
@@ -118,7 +118,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         InvalidInput, UnsupportedFormat: not an export, or one that cannot be loaded.
     """
     report = compare(Path(folder).expanduser())
-    write_text(Path(folder).expanduser() / VERIFICATION, json.dumps(report, indent=2) + "\n")
+    write_text(Path(folder).expanduser() / VERIFICATION, to_json(report) + "\n")
     if not report["passed"]:
         raise VerificationFailed(f"{folder}: {headline(report)}; see {VERIFICATION}", report)
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 import torch
 
 from lorahub_edge.adaptation import Run, SavedRun, open_run
+from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.base import Base, Int8Linear, Int8Weight, save_base
 from lorahub_edge.base.open import PRECISIONS
 from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError
+from lorahub_edge.json_text import to_json
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import versions
 from lorahub_edge.merging.inject import inject_float, inject_int8
@@ -96,7 +97,7 @@ def merge(
 
     Cost: peak memory is the merged base plus one float tensor.
     """
-    _check(precision, in_place_int8, rounding, min_survival, out)
+    _check(precision, in_place_int8, rounding, seed, min_survival, out)
     source = _source(run)
     layers: dict[str, LayerSurvival] = {}
     if in_place_int8:
@@ -112,7 +113,9 @@ def merge(
     return merged if out is None else _save(merged, Path(out).expanduser().absolute())
 
 
-def _check(precision: str, in_place_int8: bool, rounding: str, min_survival: float, out: str | Path | None) -> None:
+def _check(
+    precision: str, in_place_int8: bool, rounding: str, seed: int, min_survival: float, out: str | Path | None
+) -> None:
     if precision not in PRECISIONS:
         raise InvalidInput(f"precision: expected one of {', '.join(PRECISIONS)}, received '{precision}'")
     if in_place_int8 and precision != "int8":
@@ -121,8 +124,7 @@ def _check(precision: str, in_place_int8: bool, rounding: str, min_survival: flo
         raise InvalidInput(f"rounding: expected one of {', '.join(ROUNDINGS)}, received '{rounding}'")
     if rounding != "nearest" and not in_place_int8:
         raise InvalidInput("rounding: the float source is rounded to nearest; stochastic goes with --in-place-int8")
-    if not 0 <= min_survival <= 1:
-        raise InvalidInput(f"min_survival: expected a number from 0 to 1, received {min_survival}")
+    check_numbers(seed=seed, min_survival=min_survival)
     if out is not None:
         check_free(Path(out).expanduser())
 
@@ -227,8 +229,8 @@ def _record(source: SavedRun, base: Base, survival: Survival, how: Mapping[str, 
 
 def _save(merged: Merged, out: Path) -> Merged:
     extra = {
-        MERGE_RECORD: json.dumps(merged.record, indent=2) + "\n",
-        SURVIVAL: json.dumps(merged.survival.as_record(), indent=2) + "\n",
+        MERGE_RECORD: to_json(merged.record) + "\n",
+        SURVIVAL: to_json(merged.survival.as_record()) + "\n",
     }
     if merged.source.examples:
         extra[EXAMPLES] = examples_text(merged.source.examples)

@@ -1,14 +1,8 @@
 """Search: gradient-free minimisation over a box. Sees a callable and numbers, nothing of LoRA, torch or files."""
 
+from lorahub_edge.search.optimisers import NevergradSearcher, load_optimisers
 from lorahub_edge.search.run import Evaluated, SearchResult, run_search
-from lorahub_edge.search.searchers import (
-    SCREEN_BATCH,
-    NevergradSearcher,
-    ScreeningSearcher,
-    Searcher,
-    load_optimisers,
-    make_searcher,
-)
+from lorahub_edge.search.searchers import SCREEN_BATCH, ScreeningSearcher, Searcher, check_optimizer, make_searcher
 
 __all__ = [
     "SCREEN_BATCH",
@@ -17,6 +11,7 @@ __all__ = [
     "ScreeningSearcher",
     "SearchResult",
     "Searcher",
+    "check_optimizer",
     "load_optimisers",
     "make_searcher",
     "run_search",

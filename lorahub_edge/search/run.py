@@ -97,13 +97,13 @@ def run_search(
         while n_evaluations < budget:
             candidates = searcher.ask(budget - n_evaluations)
             values = evaluate(candidates)
-            searcher.tell(candidates, np.array([_finite(v.objective) for v in values]))
             pairs = zip(candidates, values, strict=True)
             batch = [Evaluated(n_evaluations + i, coefficients, value) for i, (coefficients, value) in enumerate(pairs)]
             n_evaluations += len(batch)
             best = min([*([] if best is None else [best]), *batch], key=lambda e: _finite(e.value.objective))
             if on_evaluated is not None:
                 on_evaluated(batch)
+            searcher.tell(candidates, np.array([_finite(v.objective) for v in values]))
     except KeyboardInterrupt:
         if best is None:
             raise

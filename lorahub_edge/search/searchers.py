@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import functools
-import importlib
 import math
-import sys
-import warnings
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.search.optimisers import Candidates, NevergradSearcher, optimiser_class, try_optimiser
+from lorahub_edge.search.optimisers import nevergrad as _nevergrad
 
-Candidates = npt.NDArray[np.float64]
+# The searchers that are not just one of nevergrad's names.
+_OURS = ("screen-cma", "cma-es")
 
 # First-generation standard deviation, as a share of the box's half width: 0.3 of ±1.5. nevergrad's own choice
 # (0.07 to 0.13) hardly leaves the start within the few generations that a small budget pays for.
@@ -25,51 +21,6 @@ CMA_STD_SHARE = 0.2
 
 # The same after screening, where the start is already good (docs/log.md).
 REFINING_STD_SHARE = 0.1
-
-
-# nevergrad's optimisers that need the package bayes_opt, which loads scikit-learn and pandas: up to 80 MB for two names
-# of more than 500, so it is left out for all others. nevergrad itself treats it as one that may be missing.
-_NEED_BAYES_OPT = ("BO", "BOSplit")
-
-
-@functools.cache
-def _nevergrad() -> Any:
-    """nevergrad, imported when a search begins: it takes a second and 40 MB, and answering needs neither."""
-    with _expected_warnings(), _left_out("bayes_opt"):
-        return importlib.import_module("nevergrad")
-
-
-def load_optimisers(optimizer: str = "cma-es") -> None:
-    """Import what a search by this optimiser needs, so that what it takes in memory is there to be measured."""
-    if optimizer in _NEED_BAYES_OPT:
-        with contextlib.suppress(ImportError):  # make_searcher says what is missing
-            importlib.import_module("bayes_opt")
-    _nevergrad()
-
-
-@contextlib.contextmanager
-def _left_out(package: str) -> Iterator[None]:
-    """Let an import of the package fail as if it was not installed, unless it is loaded already."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-@contextlib.contextmanager
-def _expected_warnings() -> Iterator[None]:
-    """Keep quiet what nevergrad's dependencies say of every run."""
-    with warnings.catch_warnings():
-        # cma could plot if matplotlib were there
-        warnings.filterwarnings("ignore", message="Could not import matplotlib")
-        # SciPy's COBYLA corrects the end radius that nevergrad gives it, and a budget too small for its simplex
-        warnings.filterwarnings("ignore", message="COBYLA: Invalid (RHOEND|MAXFUN)")
-        yield
-
 
 # Candidates of a screen asked at once: as many as a generation, so that journal, bar and Ctrl-C are as prompt.
 SCREEN_BATCH = 12
@@ -89,56 +40,6 @@ class Searcher(Protocol):
 
     def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
         """Report the objectives (k,), lower is better, of the candidates last asked for."""
-
-
-class NevergradSearcher:
-    """Any nevergrad optimiser over the box [-bound, bound]^n.
-
-    Args:
-        name: what the user asked for, for the record.
-        optimizer: a nevergrad optimiser class or configured family.
-        start: float64 (n,), where the search begins.
-        bound: half width of the box.
-        budget: evaluations that the optimiser may plan with.
-        seed: of all its randomness.
-        population_size: candidates per ask; 1 for optimisers that learn after each evaluation.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        optimizer: Any,
-        *,
-        start: npt.NDArray[np.float64],
-        bound: float,
-        budget: int,
-        seed: int,
-        population_size: int = 1,
-    ) -> None:
-        box = _nevergrad().p.Array(init=start.tolist(), lower=[-bound] * len(start), upper=[bound] * len(start))
-        box.random_state = np.random.RandomState(seed)  # nevergrad takes no Generator
-        self.name = name
-        self._population_size = population_size
-        self._optimizer = optimizer(parametrization=box, budget=budget)
-        self._asked: list[Any] = []
-
-    @property
-    def resolved_name(self) -> str:
-        """The innermost optimiser: nevergrad's choosers (NGOpt, Shiwa) pick another at the first ask."""
-        inner = self._optimizer
-        while (chosen := getattr(inner, "optim", None)) is not None and chosen is not inner:
-            inner = chosen
-        return str(inner.name)
-
-    def ask(self, at_most: int) -> Candidates:
-        with _expected_warnings():
-            self._asked = [self._optimizer.ask() for _ in range(min(self._population_size, at_most))]
-        return np.array([candidate.value for candidate in self._asked], dtype=np.float64)
-
-    def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
-        with _expected_warnings():
-            for candidate, objective in zip(self._asked, objectives, strict=True):
-                self._optimizer.tell(candidate, float(objective))
 
 
 class ScreeningSearcher:
@@ -241,10 +142,12 @@ def make_searcher(optimizer: str, n: int, *, bound: float, budget: int, seed: in
         n: dimensions.
         bound: half width of the box, positive and finite.
         budget: evaluations planned, at least 1.
-        seed: of all randomness; the same seed gives the same search.
+        seed: of all randomness; the same seed gives the same search. nevergrad's CmaFmin2, MultiDS and what is built
+            on them (some Carolas) do not keep to it: they draw by the clock or beside each other.
 
     Raises:
-        InvalidInput: an unknown name (with close ones), or a bound that is no box.
+        InvalidInput: an unknown name (with close ones), a bound that is no box, or an optimiser that fails; a searcher
+            raises it from `ask` too.
     """
     if not (math.isfinite(bound) and bound > 0):
         raise InvalidInput(f"bound: expected a positive number, received {bound}")
@@ -254,20 +157,23 @@ def make_searcher(optimizer: str, n: int, *, bound: float, budget: int, seed: in
         return ScreeningSearcher(n, bound=bound, budget=budget, seed=seed)
     if optimizer == "cma-es":
         return cma_searcher(np.zeros(n), bound=bound, budget=budget, seed=seed)
-    load_optimisers(optimizer)
-    registry = _nevergrad().optimizers.registry
-    if optimizer not in registry:
-        if optimizer in _NEED_BAYES_OPT:
-            raise InvalidInput(
-                f"optimizer '{optimizer}' needs the package bayes_opt when nevergrad is loaded, and in this process it "
-                "was not there; install it, and import it before the first search"
-            )
-        names = ["screen-cma", "cma-es", *registry]
-        close = difflib.get_close_matches(optimizer, names, n=3, cutoff=0.4) or [
-            "screen-cma",
-            "cma-es",
-            "NGOpt",
-            "Cobyla",
-        ]
-        raise InvalidInput(f"optimizer '{optimizer}' is not known; did you mean {', '.join(close)}?")
-    return NevergradSearcher(optimizer, registry[optimizer], start=np.zeros(n), bound=bound, budget=budget, seed=seed)
+    found = optimiser_class(optimizer, _OURS)
+    return NevergradSearcher(optimizer, found, start=np.zeros(n), bound=bound, budget=budget, seed=seed)
+
+
+def check_optimizer(optimizer: str, n: int | None = None, budget: int = 40) -> None:
+    """Refuse an optimiser that cannot search, before anything slow begins.
+
+    Args:
+        optimizer: see `make_searcher`.
+        n: dimensions; None if they are not known yet. What an optimiser needs may depend on them.
+        budget: evaluations planned, at least 1.
+
+    Raises:
+        InvalidInput: an unknown name; an optimiser that needs a package which is not installed, that fails, or that
+            waits for itself for ever.
+
+    Cost: one of nevergrad's names searches a toy objective, for a second at most if it works.
+    """
+    if optimizer not in _OURS:
+        try_optimiser(optimizer, optimiser_class(optimizer, _OURS), n, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -42,8 +43,8 @@ def descend(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        if losses[-1] != losses[-1]:
-            raise LorahubEdgeError(f"train: the loss became NaN at step {step + 1}; lower the learning rate")
+        if not math.isfinite(losses[-1]):
+            raise LorahubEdgeError(f"train: the loss became {losses[-1]} at step {step + 1}; lower the learning rate")
         if on_step is not None:
             on_step(step + 1, total, losses[-1])
     return losses

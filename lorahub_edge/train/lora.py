@@ -5,13 +5,13 @@ PEFT makes and saves the module. Defaults are those of LoRAHub's training script
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lorahub_edge.base import Base, load_base
+from lorahub_edge.json_text import to_json
 from lorahub_edge.modules import LoraModule, read_module
 from lorahub_edge.outputs import check_free, whole_folder
 from lorahub_edge.tasks import Row, load_examples, to_examples
@@ -72,4 +72,4 @@ def _save(model: Any, base: Base, out: Path, record: dict[str, Any]) -> None:
         model.save_pretrained(partial, save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         training = {"base": base.source.spec, "base_revision": base.source.revision, **record}
-        (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+        (partial / "training.json").write_text(to_json(training) + "\n", encoding="utf-8")

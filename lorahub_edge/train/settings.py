@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorahub_edge.adaptation.settings import check_numbers
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.adaptation.settings import FINITE, MAX_SEED, Range, check_ranges
+
+# Settings that are not named here are counts.
+_RANGES = {
+    "rank": Range(1, 2**16),
+    "alpha": Range(0, FINITE, whole=False, open_low=True),
+    "dropout": Range(0, 1, whole=False, open_high=True),
+    "learning_rate": Range(0, FINITE, whole=False, open_low=True),
+    "seed": Range(0, MAX_SEED - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,5 @@ class TrainSettings:
         Raises:
             InvalidInput: names the setting, what was expected and what came.
         """
-        positive = ("rank", "alpha", "epochs", "max_steps", "learning_rate", "batch_size", "max_input_tokens")
-        for name in (*positive, "max_target_tokens"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InvalidInput(f"{name}: expected a number above 0, received {value}")
-        check_numbers(seed=self.seed)
-        if not 0 <= self.dropout < 1:
-            raise InvalidInput(f"dropout: expected 0 <= dropout < 1, received {self.dropout}")
+        values = {name: value for name, value in vars(self).items() if name != "targets"}
+        check_ranges(values, _RANGES)

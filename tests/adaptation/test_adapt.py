@@ -232,10 +232,10 @@ def test_long_examples_are_cut_and_counted(bases, module_folders):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": 0}, "budget: expected a number of at least 1, received 0"),
-        ({"alpha": -0.1}, "alpha: expected a number of at least 0"),
+        ({"budget": 0}, "budget: expected a whole number of at least 1 and at most 10000000, received 0"),
+        ({"alpha": -0.1}, "alpha: expected a finite number of at least 0"),
         ({"alpha": float("nan")}, "alpha"),
-        ({"seed": -5}, "seed: expected a number of at least 0 and below 4294967296, received -5"),
+        ({"seed": -5}, "seed: expected a whole number of at least 0 and at most 4294967295, received -5"),
         ({"seed": 2**32}, "seed"),
         ({"n_examples": 0}, "n_examples"),
         ({"preset": "best"}, "preset 'best' is not known; expected edge, paper, lorahub-code"),

@@ -189,7 +189,7 @@ def bad_jsonl(text):
         (lambda: ["--examples", bad_jsonl("")], "bad.jsonl has no examples"),
         (lambda: ["--examples", bad_jsonl('{"input": "a", "target": "b"}\nno\n')], "bad.jsonl:2: not JSON"),
         (lambda: ["--examples", bad_jsonl('{"q": "a"}')], "bad.jsonl:1: expected keys input/target"),
-        (lambda: ["--budget", 0], "budget: expected a number of at least 1, received 0"),
+        (lambda: ["--budget", 0], "budget: expected a whole number of at least 1 and at most 10000000, received 0"),
         (lambda: ["--modules", "no-such-folder"], "module 'no-such-folder' was not found"),
         (lambda: ["--base", "./no-such-base"], "base './no-such-base' was not found"),
         (lambda: ["--preset", "fast"], "preset 'fast' is not known; expected edge, paper, lorahub-code"),

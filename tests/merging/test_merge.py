@@ -189,7 +189,9 @@ def test_a_head_that_is_the_embedding_is_not_merged(runs, tmp_path):
         ({"in_place_int8": True, "precision": "bf16"}, "expected precision int8, received 'bf16'"),
         ({"rounding": "up"}, "rounding: expected one of nearest, stochastic"),
         ({"rounding": "stochastic"}, "stochastic goes with --in-place-int8"),
-        ({"min_survival": 2}, "min_survival: expected a number from 0 to 1"),
+        ({"min_survival": 2}, "min_survival: expected a number of at least 0 and at most 1, received 2"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0 and at most 4294967295, received -1"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
     ],
 )
 def test_bad_settings_are_refused(runs, settings, message):

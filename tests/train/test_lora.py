@@ -66,10 +66,15 @@ def test_only_train_rows_of_a_file_are_used(bases, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "rank: expected a number above 0, received 0"),
-        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"rank": 0}, "rank: expected a whole number of at least 1 and at most 65536, received 0"),
+        ({"rank": 2.5}, "rank: expected a whole number"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected a finite number above 0, received inf"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number above 0, received nan"),
+        ({"alpha": 0}, "alpha: expected a finite number above 0, received 0"),
         ({"dropout": 1.0}, "dropout"),
         ({"epochs": -1}, "epochs"),
+        ({"epochs": 10**30}, "epochs: expected a whole number of at least 1 and at most 10000000, received 1000"),
+        ({"batch_size": True}, "batch_size"),
         ({"max_input_tokens": -5}, "max_input_tokens"),
         ({"seed": -1}, "seed"),
         ({"targets": ("query",)}, r"targets \('query',\): not layers of this base; it has SelfAttention|not layers"),

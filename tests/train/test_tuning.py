@@ -36,7 +36,10 @@ def test_the_loss_falls_and_the_base_comes_back_bit_for_bit(base, kind, rate):
 def test_a_loss_that_is_no_number_leaves_the_base_as_it_was(base):
     before = {n: p.clone() for n, p in base.model.state_dict().items()}
     settings = TrainSettings(epochs=50, learning_rate=1e30)
-    with pytest.raises(LorahubEdgeError, match="NaN"), tuned(base, ROWS, "full", settings=settings):
+    with (
+        pytest.raises(LorahubEdgeError, match=r"the loss became (nan|inf) at step"),
+        tuned(base, ROWS, "full", settings=settings),
+    ):
         pass
     assert all(torch.equal(p, before[n]) for n, p in base.model.state_dict().items())
 
