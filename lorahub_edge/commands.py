@@ -70,7 +70,8 @@ def quiet_libraries() -> Iterator[None]:
 
 
 BaseOption = Annotated[
-    str, typer.Option(help='"pocket" (embedded), a folder, a .gguf file, or a Hub id with an optional @revision.')
+    str,
+    typer.Option(help='"pocket" (embedded), a folder, a .gguf file, or a Hub id; :Q8_0 picks a GGUF, @ a revision.'),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 PrecisionOption = Annotated[str, typer.Option(help="Of the base: int8, bf16 or fp32.")]
@@ -82,7 +83,7 @@ ModulesOption = Annotated[
     typer.Option(help="Embedded name, PEFT folder, folder of such folders, list file or Hub id. Repeatable."),
 ]
 ExamplesOption = Annotated[
-    str | None, typer.Option(help="JSONL, BBH json or CSV, or pocket/TASK. Default: an embedded held-out task.")
+    str | None, typer.Option(help="A file of rows (JSONL, JSON, CSV, TSV), or pocket/TASK. Default: an embedded task.")
 ]
 NExamplesOption = Annotated[int, typer.Option(help="Examples that the search sees.")]
 ExampleSeedOption = Annotated[int, typer.Option(help="Seed of their draw.")]

@@ -14,6 +14,7 @@ ROOMS = [
     "texts",
     "json_text",
     "pocket",
+    "aside",
     "outputs",
     "sources",
     "cache",
@@ -31,7 +32,7 @@ ROOMS = [
     "exporting",
     "benchmark",
 ]
-TOP = ["pocket.make", "terminal", "commands", "cli_delivery", "cli_bench", "cli", "__init__"]
+TOP = ["pocket.make", "terminal", "commands", "cli_adapt", "cli_delivery", "cli_bench", "cli", "__init__"]
 
 
 def imports(path: Path) -> Iterator[str]:

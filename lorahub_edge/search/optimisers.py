@@ -12,17 +12,15 @@ import functools
 import importlib
 import io
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from lorahub_edge.aside import NotDone, within
 from lorahub_edge.errors import InvalidInput, first_line
 
 Candidates = npt.NDArray[np.float64]
@@ -213,29 +211,17 @@ class _GlobalState:
 
 
 def _aside(call: Callable[[], T], optimizer: str, limit_s: float) -> T:
-    """Call nevergrad in a daemon thread and wait for it.
-
-    Ctrl-C ends the wait. The threads in which nevergrad runs other libraries' optimisers become daemons too, so that
-    none of them keeps the process from ending.
+    """Call nevergrad, which may start threads of other libraries' optimisers that never end.
 
     Raises:
         InvalidInput: the call fails, or does not end.
     """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=f"optimizer {optimizer}", daemon=True).start()
     try:
-        return future.result(limit_s)
+        return within(limit_s, call, name=f"optimizer {optimizer}")
     except InvalidInput:
         raise
-    except FutureTimeoutError as error:
-        reason = f"has not proposed a candidate within {limit_s:g} s" if not future.done() else _reason(error)
+    except NotDone as error:
+        reason = f"has not proposed a candidate within {limit_s:g} s"
         raise InvalidInput(f"optimizer '{optimizer}' {reason}; choose another optimizer") from error
     except Exception as error:
         raise InvalidInput(f"optimizer '{optimizer}' {_reason(error)}; choose another optimizer") from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from lorahub_edge.aside import NotDone, within
 from lorahub_edge.errors import InvalidInput, first_line
 
 _QUESTION, _ANSWER = "Lorahub asks 7 Things", "Lorahub says 8 Words"
@@ -23,6 +24,9 @@ _PROBES = (
 _ANSWER_PROBES = ("yes", "12", "No.", "a b", "}")
 # Where the assistant's turn begins with a thought that is not closed: an answer put there would be part of it.
 _OPEN_THOUGHT = re.compile(r"[<\[]\|?(start_)?(think|thinking|thought|reasoning)\|?[>\]]\s*\Z", re.IGNORECASE)
+
+# A template is a stranger's program, and the sandbox that it runs in sets no limit to its loops.
+RENDER_LIMIT_S = 10.0
 
 # What becomes of an input within the template: whether it loses its outer blanks.
 _CHANGES: tuple[tuple[bool, Callable[[str], str]], ...] = ((False, str), (True, str.strip))
@@ -75,11 +79,17 @@ class _Renderer:
 
     def __call__(self, question: str, answer: str | None = None) -> str:
         turns = [self._turn("user", question)] + ([] if answer is None else [self._turn("assistant", answer)])
-        try:
-            rendered = self.tokenizer.apply_chat_template(
+
+        def render() -> object:
+            return self.tokenizer.apply_chat_template(
                 turns,  # type: ignore[arg-type]  # content may be a list of parts
                 tokenize=False, add_generation_prompt=answer is None, enable_thinking=False,
             )  # fmt: skip
+
+        try:
+            rendered = within(RENDER_LIMIT_S, render, name="chat template")
+        except NotDone as error:
+            raise InvalidInput(f"has not rendered one user turn within {RENDER_LIMIT_S:g} s") from error
         except Exception as error:  # a template is a program of the model's makers
             raise InvalidInput(f"fails on one user turn ({first_line(error)})") from error
         return str(rendered)

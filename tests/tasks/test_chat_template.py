@@ -159,3 +159,11 @@ def test_a_template_that_cannot_be_placed_exactly_is_refused_with_its_reason(bas
     with pytest.raises(InvalidInput, match=f"its chat template {reason}.*give --prompt plain or a text"):
         PromptFormat.for_base(base)
     assert PromptFormat.for_base(base, template="plain").after == "\n"
+
+
+def test_a_template_that_never_ends_is_given_up(base_with, monkeypatch):
+    """Loops within loops are enough for that: the sandbox bounds each of them, and not their product."""
+    monkeypatch.setattr("lorahub_edge.tasks.chat_template.RENDER_LIMIT_S", 0.2)
+    loops = "".join(f"{{% for a{k} in range(200) %}}" for k in range(3)) + "{% endfor %}" * 3
+    with pytest.raises(InvalidInput, match=r"has not rendered one user turn within 0\.2 s.*--prompt plain"):
+        PromptFormat.for_base(base_with(chat=loops), template="chat")
