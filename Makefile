@@ -33,8 +33,12 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/lorahub-edge adapt
 
+# Tests of one file stay in one process: they share models that are made once.
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Where benches keep random models and caches between runs.
 WORK ?= build/bench
@@ -81,7 +85,7 @@ sanitize: $(VENV)/.installed-dev
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=tests/sanitize LORAHUB_EDGE_SANITIZED=$(CURDIR)/build/sanitize \
-	  $(BIN)/python -m pytest -q tests/kernels --ignore-glob='*cuda*'
+	  $(PYTEST) tests/kernels --ignore-glob='*cuda*'
 
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1000

@@ -109,6 +109,8 @@ def print_run(report: Mapping[str, Any]) -> None:
     tested = f", exact match in % of {report['n_test']} test rows" if report["n_test"] else ""
     answers.print(f"loss on the {report['n_examples']} examples{tested}", style="dim")
     answers.print(_largest(report["coefficients"]), soft_wrap=True)
+    if n_earlier := report["search"].get("evaluations_of_earlier_starts"):
+        answers.print(f"{n_earlier} evaluations are from the start that ended early", style="dim")
     peak = report["peak_memory"].get("VmHWM_bytes")
     memory = f", peak memory {peak / 1e6:.0f} MB" if peak else ""
     answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")
