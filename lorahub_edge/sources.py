@@ -6,13 +6,15 @@ Knows files and the Hub; knows nothing of models or modules.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lorahub_edge.errors import InvalidInput, first_line
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line, refused_as
 
 _HUB_ID = re.compile(
     r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<pick>[\w.-]+)|/(?P<file>[\w.-]+\.gguf))?(@(?P<revision>[\w./-]+))?$"
@@ -92,6 +94,39 @@ def _download(spec: str, match: re.Match[str], choose_files: ChooseFiles, kind: 
         ) from error
     # a snapshot's folder is named after its commit
     return Source(spec, Path(folder), Path(folder).name, pick)
+
+
+def read_json(path: Path, *, max_bytes: int = 64 << 20, keys_once: bool = False) -> dict[str, Any]:
+    """The JSON object in a stranger's file.
+
+    Args:
+        path: of the file.
+        max_bytes: a larger one is refused.
+        keys_once: refuse an object with a key twice; else the last one counts.
+
+    Raises:
+        UnsupportedFormat: no plain file (a pipe never ends), too large, or no JSON object.
+    """
+    if not path.is_file():
+        raise UnsupportedFormat(f"{path} is not a file")
+    with refused_as(f"{path}: not readable as JSON"):
+        with open(path, "rb") as file:
+            text = file.read(max_bytes + 1)
+        if len(text) > max_bytes:
+            raise UnsupportedFormat(f"{path}: expected at most {max_bytes} bytes of JSON")
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_each_key_once if keys_once else None)
+    if not isinstance(content, dict):
+        raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(content).__name__}")
+    return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"it has the key {key[:80]!r} twice")
+        content[key] = value
+    return content
 
 
 def sha256_file(path: Path) -> str:

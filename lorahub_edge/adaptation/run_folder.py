@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL, Journals
-from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists
+from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import fingerprint, is_vacant, locked, publish, whole_file, write_errors, write_text
+from lorahub_edge.sources import read_json
 
 RUN_FORMAT = "lorahub-edge-run/1"
 MANIFEST, COEFFICIENTS, ADAPTER, EXAMPLES = "manifest.json", "coefficients.json", "adapter", "examples.jsonl"
@@ -72,10 +73,9 @@ def _was_interrupted(manifest: Mapping[str, Any] | None) -> bool:
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except UnsupportedFormat:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def newest_unfinished(parent: Path, task: str) -> Path | None:

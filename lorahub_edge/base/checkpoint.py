@@ -5,7 +5,6 @@ Knows files and tensor names; knows nothing of layers or quantisation.
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from lorahub_edge.errors import UnsupportedFormat, refused_as
+from lorahub_edge.sources import read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _DTYPES = {
@@ -162,8 +162,9 @@ def open_shards(index: Path) -> list[Path]:
     Raises:
         UnsupportedFormat: it is broken, or names a file that is not beside it.
     """
+    content = read_json(index)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(content["weight_map"].values()))
         missing = [n for n in names if Path(n).name != n or not (index.parent / n).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedFormat(f"{index}: expected an object with 'weight_map'") from error

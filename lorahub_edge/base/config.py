@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -23,23 +21,7 @@ _WIDTHS = (
 _NEVER_TAKEN = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _OWN_QUANTISATION = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 _QUANTISATIONS = ("quantization_config", "compression_config")
-_MAX_CONFIG_BYTES = 16 << 20
 _MAX_NUMBER = 3.0e38  # float32's
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a stranger's file.
-
-    Raises:
-        UnsupportedFormat: not one, or an unlikely size.
-        OSError, ValueError, RecursionError: it cannot be read.
-    """
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise UnsupportedFormat(f"{path}: {path.stat().st_size} bytes, expected at most {_MAX_CONFIG_BYTES}")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(content).__name__}")
-    return content
 
 
 def refuse_foreign_quantisation(config: Mapping[str, Any], *, where: str) -> None:

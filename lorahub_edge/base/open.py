@@ -12,14 +12,14 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from lorahub_edge import pocket
 from lorahub_edge.base.checkpoint import Checkpoint, SafetensorsCheckpoint, open_bin, open_shards
-from lorahub_edge.base.config import make_config, read_json, refuse_foreign_quantisation
+from lorahub_edge.base.config import make_config, refuse_foreign_quantisation
 from lorahub_edge.base.contents import match_tensors
 from lorahub_edge.base.families import Family, family_of
 from lorahub_edge.base.files import CONFIG, VOCABULARY_FILES, choose_base_files, choose_weights
 from lorahub_edge.base.gguf import GgufCheckpoint, gguf_config, split_as_the_file_says
 from lorahub_edge.base.gguf_header import GgufHeader
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
-from lorahub_edge.sources import Source, resolve
+from lorahub_edge.sources import Source, read_json, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
 _PROBE_TEXT = "one text"

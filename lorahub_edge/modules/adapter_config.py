@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.modules.patterns import Patterns
+from lorahub_edge.sources import read_json
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -73,7 +73,9 @@ def read_config(folder: Path) -> AdapterConfig:
         UnsupportedFormat: not a LoRA, or one with parts that factor-wise composition cannot carry; names file and key.
     """
     path = folder / CONFIG_FILE
-    config = _read_object(path)
+    if not path.is_file():
+        raise UnsupportedFormat(f"module {folder}: no {CONFIG_FILE} that is a file; expected a PEFT adapter folder")
+    config = read_json(path, max_bytes=MAX_CONFIG_BYTES, keys_once=True)
     _refuse_what_is_not_plain(config, path)
     base_name = config.get("base_model_name_or_path")
     return AdapterConfig(
@@ -84,33 +86,6 @@ def read_config(folder: Path) -> AdapterConfig:
         _patterns(config.get("alpha_pattern"), f"{path}: alpha_pattern"),
         bool(config.get("use_rslora")),
     )
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():  # also a pipe, which would never end
-        raise UnsupportedFormat(
-            f"module {path.parent}: no {CONFIG_FILE} that is a file; expected a PEFT adapter folder"
-        )
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
-        if len(content) > MAX_CONFIG_BYTES:
-            raise UnsupportedFormat(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; not an adapter config")
-        config = json.loads(content.decode("utf-8"), object_pairs_hook=_each_key_once)
-    except (ValueError, RecursionError, OSError) as error:
-        raise UnsupportedFormat(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise UnsupportedFormat(f"{path}: expected a JSON object, received {type(config).__name__}")
-    return config
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"it has the key {key[:80]!r} twice")
-        content[key] = value
-    return content
 
 
 def _refuse_what_is_not_plain(config: Mapping[str, Any], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -52,27 +53,26 @@ def campaign(corpus: Path, kept: Path, seconds: float, first_seed: int = 0) -> t
     """
     kept.mkdir(parents=True, exist_ok=True)
     faults: dict[str, Fault] = {}
-    deadline, seed = time.monotonic() + seconds, first_seed - 1
-    while time.monotonic() < deadline:
+    seed, left = first_seed, seconds
+    while left > 0:
         with open(kept / "stderr.txt", "w+b") as errors:
-            last, found = _worker(corpus, kept, seed + 1, deadline, errors)
-            ended = time.monotonic() < deadline
+            last, found, left = _worker(corpus, kept, seed, left, errors)
             errors.seek(0)
-            if ended and last:  # killed, crashed or hung
-                text = errors.read().decode(errors="replace")[-4000:]
-                found.append(Fault(last["seed"], last["kind"], kept / str(last["seed"]), f"the process ended\n{text}"))
-            elif ended:
-                raise RuntimeError(errors.read().decode(errors="replace"))
+            text = errors.read().decode(errors="replace")[-4000:]
+        if not last:
+            raise RuntimeError(f"the worker did not start: {text}")
+        if left > 0:  # killed, crashed or hung
+            found.append(Fault(last["seed"], last["kind"], kept / str(last["seed"]), f"the process ended\n{text}"))
         for fault in found:
             faults.setdefault(_place(fault), fault)
-        seed = last["seed"] if last else seed
-    return seed + 1 - first_seed, list(faults.values())
+        seed = last["seed"] + 1
+    return seed - first_seed, list(faults.values())
 
 
 def _worker(
-    corpus: Path, kept: Path, first_seed: int, deadline: float, errors: object
-) -> tuple[dict[str, Any], list[Fault]]:
-    """The last case that a worker began, and the faults that it told of."""
+    corpus: Path, kept: Path, first_seed: int, seconds: float, errors: object
+) -> tuple[dict[str, Any], list[Fault], float]:
+    """The last case that a worker began, the faults that it told of, and the time that it left over."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "LORAHUB_EDGE_CACHE": "off",
@@ -84,15 +84,18 @@ def _worker(
     last: dict[str, Any] = {}
     found = []
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **quiet}, text=True, **streams) as worker:
-        timer = threading.Timer(deadline - time.monotonic(), worker.kill)
-        timer.start()
+        timer = threading.Timer(seconds, worker.kill)
+        deadline = math.inf
         for line in worker.stdout:
             record = json.loads(line) if line.startswith("{") and line.endswith("}\n") else {}
+            if not last and record:  # the imports took their time
+                timer.start()
+                deadline = time.monotonic() + seconds
             if "fault" in record:
                 found.append(Fault(record["seed"], record["kind"], kept / str(record["seed"]), record["fault"]))
             last = record or last
         timer.cancel()
-    return last, found
+    return last, found, deadline - time.monotonic()
 
 
 def _place(fault: Fault) -> str:
