@@ -110,10 +110,10 @@ def index(*names):
 
 
 CASES = {
-    "config: not JSON": (text("config.json", "{"), "config cannot be read"),
+    "config: not JSON": (text("config.json", "{"), "not readable as JSON"),
     "config: a list": (text("config.json", "[]"), "expected a JSON object"),
-    "config: nested": (text("config.json", "[" * 200_000), "config cannot be read"),
-    "config: not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config cannot be read"),
+    "config: nested": (text("config.json", "[" * 200_000), "not readable as JSON"),
+    "config: not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "not readable as JSON"),
     "config: no type": (config(model_type=None), "model type 'None' is not supported"),
     "config: a list as type": (config(model_type=["llama"]), "is not supported"),
     "config: 10^20 layers": (config(num_hidden_layers=HUGE), "num_hidden_layers = 1000"),

@@ -344,7 +344,7 @@ def test_a_config_that_is_no_file_is_refused(folder, make):
 
 def test_a_huge_config_is_refused(folder):
     os.truncate(folder / "adapter_config.json", 2 << 30)
-    with pytest.raises(UnsupportedFormat, match="larger than 1048576 bytes"):
+    with pytest.raises(UnsupportedFormat, match="expected at most 1048576 bytes of JSON"):
         read_module(folder)
 
 
