@@ -28,7 +28,7 @@ from lorahub_edge.cache import Cache
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import LoraModule, ModuleStack, NullModules, load_stack
-from lorahub_edge.search import Evaluated, SearchResult, make_searcher, run_search
+from lorahub_edge.search import Evaluated, SearchResult, finite_objective, make_searcher, run_search
 from lorahub_edge.tasks import exact_match
 
 
@@ -187,7 +187,8 @@ class Job:
             journal.append(batch, elapsed_s=time.perf_counter() - started)
             check_use(self.plan)
             for evaluated in batch:
-                if best is None or evaluated.value.objective < best.objective:
+                new = finite_objective(evaluated.value.objective)
+                if best is None or new < finite_objective(best.objective):
                     best = evaluated.value
                 self.on_progress(Progress(stage, evaluated.index + 1, s.budget, best.mean_loss))
 

@@ -1,7 +1,7 @@
 """Search: gradient-free minimisation over a box. Sees a callable and numbers, nothing of LoRA, torch or files."""
 
 from lorahub_edge.search.optimisers import NevergradSearcher, load_optimisers
-from lorahub_edge.search.run import Evaluated, SearchResult, run_search
+from lorahub_edge.search.run import Evaluated, SearchResult, finite_objective, run_search
 from lorahub_edge.search.searchers import SCREEN_BATCH, ScreeningSearcher, Searcher, check_optimizer, make_searcher
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SearchResult",
     "Searcher",
     "check_optimizer",
+    "finite_objective",
     "load_optimisers",
     "make_searcher",
     "run_search",

@@ -100,10 +100,10 @@ def run_search(
             pairs = zip(candidates, values, strict=True)
             batch = [Evaluated(n_evaluations + i, coefficients, value) for i, (coefficients, value) in enumerate(pairs)]
             n_evaluations += len(batch)
-            best = min([*([] if best is None else [best]), *batch], key=lambda e: _finite(e.value.objective))
+            best = min([*([] if best is None else [best]), *batch], key=lambda e: finite_objective(e.value.objective))
             if on_evaluated is not None:
                 on_evaluated(batch)
-            searcher.tell(candidates, np.array([_finite(v.objective) for v in values]))
+            searcher.tell(candidates, np.array([finite_objective(v.objective) for v in values]))
     except KeyboardInterrupt:
         if best is None:
             raise
@@ -113,5 +113,6 @@ def run_search(
     return SearchResult(best, n_evaluations, interrupted, searcher.name, searcher.resolved_name)
 
 
-def _finite(objective: float) -> float:
+def finite_objective(objective: float) -> float:
+    """An objective that compares: one that is not finite is worse than anything real."""
     return objective if math.isfinite(objective) else _WORST_OBJECTIVE

@@ -83,3 +83,18 @@ def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page(
         "timings": {"total_s": 1.0},
     }  # fmt: skip
     assert "No candidate has a finite loss." in report_html(report, [(math.nan, math.nan)] * 3)
+
+
+def test_the_bar_shows_the_best_finite_loss(bases, wild_modules, example_file, monkeypatch):
+    points = iter([[[1.0]], [[0.0]], [[0.5]]])
+    searcher = SimpleNamespace(
+        name="listed", resolved_name="listed", ask=lambda at_most: np.array(next(points)), tell=lambda *told: None
+    )
+    monkeypatch.setattr("lorahub_edge.adaptation.job.make_searcher", lambda *args, **settings: searcher)
+    seen = []
+    lorahub_edge.adapt(
+        str(bases["t5"]), wild_modules[:1], example_file, n_examples=4, budget=3, precision="fp32", device="cpu",
+        null_control=False, on_progress=seen.append,
+    )  # fmt: skip
+    losses = [p.best_loss for p in seen if p.stage == "search" and p.best_loss is not None]
+    assert [math.isfinite(loss) for loss in losses] == [False, True, True]
