@@ -17,6 +17,7 @@ ROOMS = [
     "aside",
     "outputs",
     "sources",
+    "integrity",
     "cache",
     "measure",
     "kernels",

@@ -13,6 +13,7 @@ from lorahub_edge.adaptation.controls import Row
 from lorahub_edge.adaptation.objective import Value
 from lorahub_edge.adaptation.report import loss_text, report_html
 from lorahub_edge.adaptation.run_folder import (
+    ADAPTER,
     COEFFICIENTS,
     EXAMPLES,
     MANIFEST,
@@ -25,6 +26,7 @@ from lorahub_edge.adaptation.stages import ContentHashes
 from lorahub_edge.adaptation.task import Examples, Task
 from lorahub_edge.base import Base
 from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.integrity import file_hashes
 from lorahub_edge.json_text import plain
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
@@ -135,7 +137,8 @@ class Run:
             target.write(EXAMPLES, examples_text(self.task.examples))
             target.write(REPORT_JSON, report)
             target.write(REPORT_HTML, report_html(report, losses))
-            target.write(MANIFEST, self.manifest)
+            hashes = file_hashes(target.unfinished, (target.unfinished / ADAPTER).iterdir())
+            target.write(MANIFEST, {**self.manifest, "files": hashes})
             target.finish(keep_controls=self.interrupted)
         except LorahubEdgeError as error:
             raise RunNotWritten(str(error), self) from error

@@ -12,6 +12,7 @@ from lorahub_edge.base import Base, load_base
 from lorahub_edge.base.filler import Adjust
 from lorahub_edge.cache import Cache, content_hashes
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.integrity import check_files
 from lorahub_edge.modules import LoraModule, read_module
 from lorahub_edge.tasks import Example, load_examples
 
@@ -78,7 +79,7 @@ def open_run(folder: str | Path) -> SavedRun:
 
     Raises:
         InvalidInput: not a run folder, or an incomplete one.
-        UnsupportedFormat: its adapter is broken.
+        UnsupportedFormat: its adapter is broken, or not the one that was found.
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
@@ -91,6 +92,7 @@ def open_run(folder: str | Path) -> SavedRun:
         raise InvalidInput(f"run {folder}: its manifest.json is incomplete ({error!r})") from error
     if revision:
         spec = f"{spec.partition('@')[0]}@{revision}"
+    check_files(folder, manifest.get("files", {}), "adapted")
     path = folder / EXAMPLES
     examples = tuple(load_examples(path)) if path.is_file() else ()
     module = read_module(folder / ADAPTER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,7 @@ from lorahub_edge.base.model import Base, head_is_tied
 from lorahub_edge.outputs import whole_folder
 
 
-def save_base(
-    base: Base,
-    folder: str | Path,
-    *,
-    for_transformers: bool = False,
-    extra_files: Mapping[str, str] | None = None,
-) -> Path:
+def save_base(base: Base, folder: str | Path, *, for_transformers: bool = False) -> Path:
     """Write the base as it is in memory: int8 codes and absmax in the bitsandbytes layout, or float tensors.
 
     Args:
@@ -33,7 +27,6 @@ def save_base(
         for_transformers: leave in float32 what transformers does not read as int8 rows: embeddings, the head, and
             what the model's class keeps in float32 (T5's `wo`). The values are those of the codes, so that
             `load_base` finds the same codes and scales again. Larger: without it every matrix is int8.
-        extra_files: name -> text of further files for the folder.
 
     Returns:
         The folder, with config.json, generation_config.json, model.safetensors and the source's tokenizer files.
@@ -42,14 +35,17 @@ def save_base(
         OutputExists, LorahubEdgeError: see `whole_folder`.
     """
     folder = Path(folder)
-    float_layers = _float_layers(base) if for_transformers else ()
     with whole_folder(folder) as partial:
-        save_file(base_tensors(base, float_layers), partial / "model.safetensors", metadata={"format": "pt"})
-        config = json.dumps(_config(base, float_layers), indent=2) + "\n"
-        copy_side_files(base, partial)
-        for name, text in {"config.json": config, **(extra_files or {})}.items():
-            (partial / name).write_text(text, encoding="utf-8")
+        write_base(base, partial, for_transformers=for_transformers)
     return folder
+
+
+def write_base(base: Base, folder: Path, *, for_transformers: bool = False) -> None:
+    """The files of `save_base`, into a folder that is there."""
+    float_layers = _float_layers(base) if for_transformers else ()
+    save_file(base_tensors(base, float_layers), folder / "model.safetensors", metadata={"format": "pt"})
+    copy_side_files(base, folder)
+    (folder / "config.json").write_text(json.dumps(_config(base, float_layers), indent=2) + "\n", encoding="utf-8")
 
 
 def _float_layers(base: Base) -> tuple[str, ...]:

@@ -18,9 +18,18 @@ from lorahub_edge.exporting.folder import generation_record, prompt_record
 from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.reference import reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource
+from lorahub_edge.integrity import check_files, sealed
 from lorahub_edge.outputs import whole_file
-from lorahub_edge.serve.adapter import ADAPTER_FORMAT, ADAPTER_SUFFIX, ADAPTERS, input_names
+from lorahub_edge.serve.adapter import (
+    ADAPTER_FORMAT,
+    ADAPTER_SUFFIX,
+    ADAPTERS,
+    input_names,
+    read_adapter,
+    tensors_sha256,
+)
 from lorahub_edge.serve.folder import REFERENCE
+from lorahub_edge.sources import sha256_file
 from lorahub_edge.tasks import PromptFormat
 
 
@@ -69,11 +78,25 @@ def write_adapter(source: ExportSource, folder: Path, prompt: PromptFormat, form
         "base_files": source.provenance["base"]["files"],
         "prompt": prompt_record(prompt),
         **generation_record(prompt, source.max_new_tokens),
+        "tensors_sha256": tensors_sha256({name: tensor.numpy() for name, tensor in tensors.items()}),
     }
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as partial, whole_file(reference) as partial_reference:
         write_reference(partial_reference, arrays)
-        save_file(tensors, partial, {"lorahub_edge": json.dumps(record)})
+        record["reference_sha256"] = sha256_file(partial_reference)
+        save_file(tensors, partial, {"lorahub_edge": json.dumps(sealed(record))})
+
+
+def check_adapters(folder: Path, record: Mapping[str, Any]) -> None:
+    """Compare every adapter in a folder, and its reference, with the hashes in the adapter.
+
+    Raises:
+        UnsupportedFormat, InvalidInput: see `read_adapter`; a reference that is gone or not what was exported.
+    """
+    for name in adapter_names(folder):
+        path, reference = adapter_paths(folder, name)
+        if expected := read_adapter(path, record).record.get("reference_sha256"):
+            check_files(folder, {reference.relative_to(folder).as_posix(): expected}, "exported")
 
 
 def remove_adapter(folder: Path, name: str) -> None:

@@ -17,14 +17,13 @@ from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
 from lorahub_edge.exporting.reference import reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource, open_source
-from lorahub_edge.exporting.verification import VerificationFailed, compare, headline
+from lorahub_edge.exporting.verification import VerificationFailed, check_export, compare, headline
 from lorahub_edge.json_text import to_json
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
 from lorahub_edge.outputs import check_free, whole_folder, write_text
-from lorahub_edge.serve.adapter import NO_ADAPTER
-from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, open_folder
+from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION
 from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -129,7 +128,7 @@ def _write_new(
 
 def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, Any]:
     """Put a run's module beside the base that is there already, and verify the whole folder with it."""
-    record = open_folder(out, adapter=NO_ADAPTER).record
+    record = check_export(out)
     check_same_base(out, record, source, precision)
     forms = {path: LayerForm(**form) for path, form in record["forms"].items()}
     write_adapter(source, out, PromptFormat.of_record(source.base, source.prompt), forms)
@@ -182,5 +181,5 @@ def _check_report(report: Mapping[str, Any], out: Path) -> None:
     if report["passed"]:
         return
     kept = out.with_name(f"{out.name}.{VERIFICATION}")
-    kept.write_text(to_json(report) + "\n", encoding="utf-8")
+    write_text(kept, to_json(report) + "\n")
     raise VerificationFailed(f"export: {headline(report)}; nothing was written but the report, {kept}", report)

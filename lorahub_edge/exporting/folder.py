@@ -18,8 +18,10 @@ from lorahub_edge.exporting.graphs import OPSET, trace_causal, trace_decoder, tr
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES, write_model
 from lorahub_edge.exporting.symbols import skeleton
 from lorahub_edge.exporting.weights import Weights
-from lorahub_edge.serve.folder import EXPORT_FORMAT, RECORD
-from lorahub_edge.sources import sha256_file
+from lorahub_edge.integrity import file_hashes, sealed
+from lorahub_edge.outputs import write_text
+from lorahub_edge.serve.adapter import ADAPTERS
+from lorahub_edge.serve.folder import EXPORT_FORMAT, RECORD, VERIFICATION
 from lorahub_edge.tasks import EncodedExample, PromptFormat
 
 # transformers.js finds a file by the name's ending; Optimum takes any.
@@ -103,7 +105,7 @@ def write_record(
     provenance: Mapping[str, Any],
     adapter: Mapping[str, Any] | None = None,
 ) -> None:
-    """lorahub_edge.json: all that serving needs besides the graphs and the tokenizer."""
+    """lorahub_edge.json, the last file: all that serving needs besides the graphs and the tokenizer."""
     config: Any = base.model.config
     record = {
         "format": EXPORT_FORMAT,
@@ -111,7 +113,7 @@ def write_record(
         "precision": precision,
         "opset": OPSET,
         "graphs": dict(graphs),
-        "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.onnx*"))},
+        "files": file_hashes(folder, _files_that_answer(folder)),
         "prompt": prompt_record(prompt),
         "generation": {
             **generation_record(prompt, max_new_tokens),
@@ -121,7 +123,24 @@ def write_record(
         "source": dict(provenance),
         "forms": {path: asdict(form) for path, form in forms.items()},
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    seal_record(folder, record)
+
+
+def seal_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write lorahub_edge.json with the hash of itself."""
+    write_text(folder / RECORD, json.dumps(sealed(record), indent=2) + "\n")
+
+
+def _files_that_answer(folder: Path) -> list[Path]:
+    """All files but the record, the last verification, adapters, which hold their own hashes, and Triton's settings,
+    which an operator may tune.
+    """
+    changing = (folder / RECORD, folder / VERIFICATION)
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path not in changing and path.parent != folder / ADAPTERS and path.suffix != ".pbtxt"
+    ]
 
 
 def prompt_record(prompt: PromptFormat) -> dict[str, Any]:

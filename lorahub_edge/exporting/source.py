@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.exporting.symbols import weight_path
 from lorahub_edge.measure import versions
-from lorahub_edge.merging import merge
-from lorahub_edge.merging.entry import EXAMPLES, MERGE_FORMAT, MERGE_RECORD
+from lorahub_edge.merging import is_merged_folder, merge, open_merged
 from lorahub_edge.modules import LoraModule, ModuleStack
-from lorahub_edge.tasks import Example, load_examples
+from lorahub_edge.tasks import Example
+
+# LoRAHub's, for a base that no run has set a length for.
+_DEFAULT_MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def open_source(
     elif in_place_int8:
         raise InvalidInput(f"export: {source} is no run folder, so there is nothing to merge in place")
     else:
-        found = _folder_or_base(source, folder, stored)
+        found = _merged(folder, stored) if is_merged_folder(folder) else _base(source, folder, stored)
     if precision == "fp16":
         _round_to_half(found.base)
     return found
@@ -108,14 +109,18 @@ def _with_module(folder: Path, stored: str) -> ExportSource:
     )
 
 
-def _folder_or_base(source: str | Path, folder: Path, stored: str) -> ExportSource:
+def _merged(folder: Path, stored: str) -> ExportSource:
+    merged = open_merged(folder)
+    base = load_base(str(folder), precision=stored, device="cpu")
+    return ExportSource(
+        folder.resolve().name, base, None, merged.examples, merged.prompt, merged.max_new_tokens, merged.record
+    )
+
+
+def _base(source: str | Path, folder: Path, stored: str) -> ExportSource:
     base = load_base(str(source), precision=stored, device="cpu")
-    record = _merge_record(folder)
-    path = folder / EXAMPLES
-    examples = tuple(load_examples(path)) if record and path.is_file() else ()
-    provenance = record or {"base": {"spec": str(source), "family": base.family.name}, "versions": versions()}
-    max_new_tokens = int(record.get("max_new_tokens", 256))
-    return ExportSource(folder.name, base, None, examples, record.get("prompt", {}), max_new_tokens, provenance)
+    provenance = {"base": {"spec": str(source), "family": base.family.name}, "versions": versions()}
+    return ExportSource(folder.name, base, None, (), {}, _DEFAULT_MAX_NEW_TOKENS, provenance)
 
 
 def _round_to_half(base: Base) -> None:
@@ -123,11 +128,3 @@ def _round_to_half(base: Base) -> None:
     for module in base.model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             module.weight.data = module.weight.data.half().float()
-
-
-def _merge_record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and record.get("format") == MERGE_FORMAT else {}

@@ -19,13 +19,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from lorahub_edge.errors import LorahubEdgeError, UnsupportedFormat
-from lorahub_edge.exporting.adapters import adapter_names, adapter_paths
+from lorahub_edge.exporting.adapters import adapter_names, adapter_paths, check_adapters
 from lorahub_edge.exporting.reference import relative_errors
+from lorahub_edge.integrity import check_files
 from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import write_text
 from lorahub_edge.serve import ExportFolder, OnnxModel
 from lorahub_edge.serve.adapter import NO_ADAPTER
-from lorahub_edge.serve.folder import REFERENCE, VERIFICATION, open_folder
+from lorahub_edge.serve.folder import REFERENCE, VERIFICATION, open_folder, read_record
 
 # What is left where no input is rounded: float32 sums in another order. Measured: up to 4e-5.
 FLOAT_TOLERANCE = 1e-3
@@ -108,29 +109,47 @@ class ModelResult:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """Check an exported folder against the reference in it, and write verification.json there.
+    """Check an exported folder's files against their hashes and its answers against the reference in it.
+
+    The report is written to verification.json there.
 
     Returns:
         The report: "passed", counts, every model (the base, each adapter) and every case.
 
     Raises:
         VerificationFailed: a logit or an answer differs; the report is in the folder all the same.
-        InvalidInput, UnsupportedFormat: not an export, or one that cannot be loaded.
+        InvalidInput, UnsupportedFormat: not an export, one that cannot be loaded, or a file that is not what was
+            exported; nothing is written.
     """
-    report = compare(Path(folder).expanduser())
-    write_text(Path(folder).expanduser() / VERIFICATION, to_json(report) + "\n")
+    folder = Path(folder).expanduser()
+    check_export(folder)
+    report = compare(folder)
+    write_text(folder / VERIFICATION, to_json(report) + "\n")
     if not report["passed"]:
         raise VerificationFailed(f"{folder}: {headline(report)}; see {VERIFICATION}", report)
     return report
 
 
+def check_export(folder: Path) -> dict[str, Any]:
+    """Compare all files of an exported folder with their hashes, before anything slow; returns its record.
+
+    Raises:
+        InvalidInput, UnsupportedFormat: see `verify`.
+    """
+    record = read_record(folder)
+    check_files(folder, record["files"], "exported")
+    if record.get("adapter") is not None:
+        check_adapters(folder, record)
+    return record
+
+
 def compare(folder: Path) -> dict[str, Any]:
-    """The report of `verify`, without writing it: the base, then each adapter beside it."""
+    """The report of `verify`, without writing it: the base, then each adapter beside it. Hashes are left aside."""
     names = adapter_names(folder)
-    checks = [_compare_all(open_folder(folder, adapter=NO_ADAPTER), folder / REFERENCE)]
+    checks = [_compare_all(open_folder(folder, adapter=NO_ADAPTER, is_checked=True), folder / REFERENCE)]
     for name in names:
         path, reference = adapter_paths(folder, name)
-        checks.append(_compare_all(open_folder(folder, adapter=path), reference))
+        checks.append(_compare_all(open_folder(folder, adapter=path, is_checked=True), reference))
     models, cases = [model for model, _ in checks], [case for _, cases in checks for case in cases]
     mismatches = sum(case.mismatches for case in cases)
     return {

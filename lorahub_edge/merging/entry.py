@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,20 @@ import torch
 
 from lorahub_edge.adaptation import Run, SavedRun, open_run
 from lorahub_edge.adaptation.settings import check_numbers
-from lorahub_edge.base import Base, Int8Linear, Int8Weight, save_base
+from lorahub_edge.base import Base, Int8Linear, Int8Weight
 from lorahub_edge.base.open import PRECISIONS
+from lorahub_edge.base.save import write_base
 from lorahub_edge.errors import IncompatibleModules, InvalidInput, LorahubEdgeError
+from lorahub_edge.integrity import file_hashes, sealed
 from lorahub_edge.json_text import to_json
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import versions
 from lorahub_edge.merging.inject import inject_float, inject_int8
+from lorahub_edge.merging.saved_merge import EXAMPLES, MERGE_FORMAT, MERGE_RECORD, SURVIVAL
 from lorahub_edge.merging.survival import LayerSurvival, Survival
-from lorahub_edge.outputs import check_free
+from lorahub_edge.outputs import check_free, whole_folder
 from lorahub_edge.tasks import examples_text
 
-MERGE_FORMAT = "lorahub-edge-merge/1"
-MERGE_RECORD, SURVIVAL, EXAMPLES = "merge.json", "survival.json", "examples.jsonl"
 ROUNDINGS = ("nearest", "stochastic")
 # Below it the merged model is another one than the search found. Composition sets each coefficient by five examples;
 # a tenth of the change is about what that leaves open. The float source gives 1 but for noise, so only --in-place-int8
@@ -228,11 +229,13 @@ def _record(source: SavedRun, base: Base, survival: Survival, how: Mapping[str, 
 
 
 def _save(merged: Merged, out: Path) -> Merged:
-    extra = {
-        MERGE_RECORD: to_json(merged.record) + "\n",
-        SURVIVAL: to_json(merged.survival.as_record()) + "\n",
-    }
+    texts = {SURVIVAL: to_json(merged.survival.as_record()) + "\n"}
     if merged.source.examples:
-        extra[EXAMPLES] = examples_text(merged.source.examples)
-    save_base(merged.base, out, for_transformers=True, extra_files=extra)
-    return Merged(merged.base, merged.survival, merged.source, merged.record, out)
+        texts[EXAMPLES] = examples_text(merged.source.examples)
+    with whole_folder(out) as partial:
+        write_base(merged.base, partial, for_transformers=True)
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        record = sealed({**merged.record, "files": file_hashes(partial, partial.iterdir())})
+        (partial / MERGE_RECORD).write_text(to_json(record) + "\n", encoding="utf-8")
+    return replace(merged, record=record, folder=out)

@@ -6,6 +6,7 @@ it over without arithmetic. What else belongs to it (base, prompt, length of ans
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.integrity import check_hash, check_record
 
 ADAPTER_FORMAT = "lorahub-edge-adapter/1"
 ADAPTERS, ADAPTER_SUFFIX = "adapters", ".safetensors"
@@ -30,7 +32,7 @@ class Adapter:
     Attributes:
         name: of the file, without its ending.
         tensors: input name -> float32: "<target>.lora_A" (rank, in_features), "<target>.lora_B" (out_features, rank).
-        record: its metadata: format, base_files, prompt, max_new_tokens, source.
+        record: its metadata: format, base_files, prompt, max_new_tokens, hashes of its tensors, reference and self.
     """
 
     name: str
@@ -45,6 +47,15 @@ class Adapter:
 def input_names(target: str) -> tuple[str, str]:
     """What a target's A and B are called as inputs of a graph."""
     return f"{target}.lora_A", f"{target}.lora_B"
+
+
+def tensors_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Hex SHA-256 of tensors: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
 
 
 def adapter_file(folder: Path, record: Mapping[str, Any], wanted: str | Path | None) -> Path | None:
@@ -89,7 +100,7 @@ def read_adapter(path: Path, record: Mapping[str, Any]) -> Adapter:
         record: lorahub_edge.json of the folder.
 
     Raises:
-        UnsupportedFormat: not an adapter file, or a broken one.
+        UnsupportedFormat: not an adapter file, a broken one, or one that is not what was exported.
         InvalidInput: made for another base, or for targets that the graphs do not take.
     """
     try:
@@ -106,6 +117,9 @@ def read_adapter(path: Path, record: Mapping[str, Any]) -> Adapter:
         raise UnsupportedFormat(
             f"adapter {path}: expected format {ADAPTER_FORMAT}, received {found['format']!r}; export it again"
         )
+    check_record(found, f"adapter {path}", "exported")
+    if "tensors_sha256" in found:
+        check_hash(f"adapter {path}", found["tensors_sha256"], tensors_sha256(tensors), "exported")
     if base_files != record["adapter"]["base_files"]:
         raise InvalidInput(f"adapter {path}: it was made for another base than this folder's; export its run again")
     _check_tensors(path, tensors, record["adapter"]["targets"])

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.integrity import check_files, check_record
 from lorahub_edge.serve.adapter import Adapter, adapter_file, read_adapter
 
 EXPORT_FORMAT = "lorahub-edge-export/1"
@@ -89,25 +90,38 @@ class ExportFolder:
         return f"ExportFolder({self.folder.name}, {self.record['family']}, {self.record['precision']}{adapter})"
 
 
-def open_folder(folder: str | Path, *, adapter: str | Path | None = None) -> ExportFolder:
-    """Read what `lorahub-edge export` wrote.
+def open_folder(
+    folder: str | Path, *, adapter: str | Path | None = None, is_checked: bool = False
+) -> ExportFolder:
+    """Read what `lorahub-edge export` wrote, after all its files but the reference were compared with their hashes.
 
     Args:
         folder: the exported folder.
         adapter: for one exported --with-adapter: a file, the name of one in the folder, "none" for the base alone, or
             None for the one it was exported with. The adapter brings its own prompt and length of answers.
+        is_checked: the files were compared already.
 
     Raises:
         InvalidInput: no such folder or adapter, one that is not an export, or an adapter of another base.
-        UnsupportedFormat: an export or adapter with missing or broken files.
+        UnsupportedFormat: an export or adapter with missing or broken files, or that is not what was exported.
+
+    Cost: every file is read once, about a second per GB.
     """
     folder = Path(folder).expanduser()
-    record = _read_record(folder)
+    record = read_record(folder)
+    if not is_checked:
+        check_files(folder, {n: value for n, value in record["files"].items() if n != REFERENCE}, "exported")
     path = adapter_file(folder, record, adapter)
     return _open(folder, record, None if path is None else read_adapter(path, record))
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """lorahub_edge.json of an exported folder, compared with its own hash.
+
+    Raises:
+        InvalidInput: not an exported folder.
+        UnsupportedFormat: of another format, incomplete, or not what was exported.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         is_export = record["format"] == EXPORT_FORMAT
@@ -119,6 +133,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise UnsupportedFormat(
             f"{folder}: expected format {EXPORT_FORMAT}, received {record['format']!r}; export again"
         )
+    check_record(record, folder / RECORD, "exported")
+    if not isinstance(record.setdefault("files", {}), dict):
+        raise UnsupportedFormat(f"{folder / RECORD}: incomplete (files {record['files']!r}); export again")
     takes = record.get("adapter")
     if takes is not None and not (isinstance(takes, dict) and {"default", "targets", "base_files"} <= set(takes)):
         raise UnsupportedFormat(f"{folder / RECORD}: incomplete (adapter {takes!r}); export again")

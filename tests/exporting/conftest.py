@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 import lorahub_edge
 from tests import tiny
+from tests.resealed import reseal
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,7 +41,7 @@ def with_other_factors(run, folder, factor):
     shutil.copytree(run, folder)
     path = folder / "adapter" / "adapter_model.safetensors"
     save_file({k: v * factor if "lora_B" in k else v for k, v in load_file(path).items()}, path)
-    return folder
+    return reseal(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """export --with-adapter: one base, several modules beside it, each answering as its run does."""
 
+import contextlib
 import json
 import shutil
 
@@ -12,7 +13,10 @@ from safetensors.numpy import load_file, save_file
 import lorahub_edge
 from lorahub_edge.errors import InvalidInput, OutputExists, UnsupportedFormat
 from lorahub_edge.exporting import VerificationFailed
+from lorahub_edge.exporting.source import ExportSource
+from lorahub_edge.integrity import sealed
 from lorahub_edge.serve import OnnxModel, generate, open_folder
+from lorahub_edge.serve.adapter import tensors_sha256
 from tests import tiny
 from tests.exporting.conftest import with_other_factors
 
@@ -90,19 +94,20 @@ def test_verify_checks_every_adapter(shared, tmp_path):
     with pytest.raises(VerificationFailed):
         lorahub_edge.verify(folder)
     (folder / "adapters" / "other.reference.npz").unlink()
-    with pytest.raises(UnsupportedFormat, match=r"other.reference.npz: cannot be read"):
+    with pytest.raises(UnsupportedFormat, match=r"other.reference.npz is missing"):
         lorahub_edge.verify(folder)
 
 
 def change(path, of_tensor=lambda _name, tensor: tensor, of_record=lambda record: record):
-    """Rewrite an adapter file."""
+    """Rewrite an adapter file, with hashes that agree."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
         record = json.loads(file.metadata()["lorahub_edge"])
     tensors = {name: of_tensor(name, tensor) for name, tensor in load_file(path).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    save_file(tensors, path, {"lorahub_edge": json.dumps(of_record(record))})
+    record["tensors_sha256"] = tensors_sha256(tensors)
+    save_file(tensors, path, {"lorahub_edge": json.dumps(sealed(of_record(record)))})
 
 
 Q = "encoder.block.0.layer.0.SelfAttention.q"
@@ -140,12 +145,13 @@ def test_what_is_no_adapter_is_refused(shared, exported, run, tmp_path):
     path = tmp_path / "more.safetensors"
     shutil.copy(shared / "adapters" / "run.safetensors", path)
     tensors = load_file(path)
-    change(path)
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
-    save_file({**tensors, "lm_head.lora_A": np.zeros((4, 32), np.float32)}, path, metadata)
+    tensors["lm_head.lora_A"] = np.zeros((4, 32), np.float32)
+    save_file(tensors, path, metadata)
+    change(path)
     with pytest.raises(InvalidInput, match=r"graphs take no 'lm_head\.lora_A'"):
         open_folder(shared, adapter=path)
 
@@ -155,7 +161,7 @@ def test_a_folder_whose_record_of_adapters_is_broken_is_refused(shared, tmp_path
     shutil.copytree(shared, folder)
     record = json.loads((folder / "lorahub_edge.json").read_text())
     for value in ({"default": "run"}, "run"):
-        (folder / "lorahub_edge.json").write_text(json.dumps({**record, "adapter": value}))
+        (folder / "lorahub_edge.json").write_text(json.dumps(sealed({**record, "adapter": value})))
         with pytest.raises(UnsupportedFormat, match=r"lorahub_edge.json: incomplete \(adapter .*export again"):
             open_folder(folder)
 
@@ -182,13 +188,9 @@ def test_a_module_that_cannot_go_beside_a_base_leaves_the_folder_as_it_was(share
 
 
 def test_an_adapter_that_does_not_verify_is_taken_out_again(shared, run, monkeypatch):
-    from lorahub_edge.exporting import adapters
-
     third = with_other_factors(run, run.with_name("third"), 0.5)
     before = files(shared)
-    write = adapters.save_file
-    wrong = lambda tensors, *rest: write({n: t * 1.3 for n, t in tensors.items()}, *rest)  # noqa: E731
-    monkeypatch.setattr(adapters, "save_file", wrong)
+    monkeypatch.setattr(ExportSource, "module_active", lambda _: contextlib.nullcontext())
     with pytest.raises(VerificationFailed, match="nothing was written but the report"):
         lorahub_edge.export(third, shared, with_adapter=True)
     assert files(shared) == before

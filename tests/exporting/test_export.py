@@ -19,6 +19,7 @@ from lorahub_edge.exporting.forms import MAX_ROWS_ERROR, LayerForm
 from lorahub_edge.exporting.reference import as_in_graph, relative_errors
 from lorahub_edge.serve import OnnxModel, generate, open_folder
 from tests import tiny
+from tests.resealed import reseal
 
 KINDS = ["t5", "t5-tied", "llama", "llama-tied", "gemma2", "gemma3"]
 
@@ -171,6 +172,7 @@ def test_a_damaged_graph_fails_and_its_report_is_kept(exported, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(exported, folder)
     damage(folder, lambda codes: np.roll(codes, 1, axis=1))
+    reseal(folder)
     with pytest.raises(VerificationFailed, match=r"verification failed: logits .* see verification.json"):
         lorahub_edge.verify(folder)
     assert json.loads((folder / "verification.json").read_text())["passed"] is False
@@ -200,9 +202,11 @@ def test_what_is_no_export_is_refused(exported, tmp_path):
     folder = tmp_path / "half"
     shutil.copytree(exported, folder)
     (folder / "onnx" / "encoder_model_int8.onnx").write_bytes(b"no graph")
+    reseal(folder)
     with pytest.raises(UnsupportedFormat, match="cannot load it"):
         lorahub_edge.verify(folder)
     (folder / "reference.npz").write_bytes(b"PK")
+    reseal(folder)
     with pytest.raises(UnsupportedFormat, match=r"reference.npz: cannot be read"):
         lorahub_edge.verify(folder)
     (folder / "onnx" / "encoder_model_int8.onnx").unlink()

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 import lorahub_edge
 from lorahub_edge.exporting import VerificationFailed
 from lorahub_edge.exporting.verification import ModelResult
+from tests.resealed import reseal
 
 
 def damaged(folder, copy, graph, change):
@@ -26,7 +27,7 @@ def damaged(folder, copy, graph, change):
             n_changed += 1
     assert n_changed == 1
     onnx.save(model, path)
-    return copy
+    return reseal(copy)
 
 
 def at(wanted, change):
@@ -71,6 +72,7 @@ def test_answers_that_part_are_ties_only_within_the_noise(export_base, tmp_path,
         changed = {name: arrays[name].copy() for name in arrays.files}
     changed["1.greedy"][0, 1] = changed["1.greedy"][0, 1] % 20 + 4
     np.savez_compressed(path, **changed)
+    reseal(folder)
     with pytest.raises(VerificationFailed) as caught:
         lorahub_edge.verify(folder)
     assert (caught.value.report["mismatches"], caught.value.report["ties"]) == (1, 0)

@@ -16,6 +16,7 @@ from lorahub_edge.merging import MergeLost
 from lorahub_edge.merging.inject import inject_float, inject_int8
 from lorahub_edge.modules import LoraFactors, ModuleStack, read_module
 from tests import tiny
+from tests.resealed import reseal
 
 IDS = torch.tensor([[6, 11, 4, 9, 1], [12, 5, 8, 7, 1]])
 KINDS = ["t5", "t5-tied", "llama", "gemma2", "gemma3"]
@@ -141,7 +142,7 @@ def tiny_delta(run, folder):
     shutil.copytree(run, folder)
     path = folder / "adapter" / "adapter_model.safetensors"
     save_file({k: v * 0.001 if "lora_B" in k else v for k, v in load_file(path).items()}, path)
-    return folder
+    return reseal(folder)
 
 
 def test_a_lost_delta_fails_closed(runs, tmp_path):
@@ -177,6 +178,7 @@ def test_a_head_that_is_the_embedding_is_not_merged(runs, tmp_path):
     name = "base_model.model.lm_head.lora_{}.weight"
     tensors |= {name.format("A"): torch.randn(4, 32), name.format("B"): torch.randn(len(tiny.WORDS), 4)}
     save_file(tensors, path)
+    reseal(run)
     for in_place in (False, True):
         with pytest.raises(IncompatibleModules, match="'lm_head' is no linear layer of its own"):
             lorahub_edge.merge(run, in_place_int8=in_place)
