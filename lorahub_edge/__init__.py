@@ -5,8 +5,8 @@
     run = lorahub_edge.adapt(base="pocket", modules="pocket", examples="my_task.jsonl")
     run.coefficients, run.table, run.predict(["..."])
 
-`adapt` finds the coefficients, `plan` says what it would need in memory, `load_adapted` opens a run folder again,
-`train_module` makes a module for a hub;
+`adapt` finds the coefficients, `plan` says what it would need in memory, `load_adapted` opens a run, merged or
+exported folder again, `train_module` makes a module for a hub;
 `merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again;
 `lorahub_edge.serve` answers from such a folder without torch.
 """
@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, load_adapted, plan
+    from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, plan
+    from lorahub_edge.answering import ExportedModel, load_adapted
     from lorahub_edge.base import Base, load_base, save_base
     from lorahub_edge.exporting import Exported, export, verify
     from lorahub_edge.merging import Merged, merge
@@ -28,13 +29,14 @@ _HOME = {
     "AdaptedModel": "adaptation",
     "Base": "base",
     "Exported": "exporting",
+    "ExportedModel": "answering",
     "LoraModule": "modules",
     "MemoryPlan": "adaptation",
     "Merged": "merging",
     "Run": "adaptation",
     "adapt": "adaptation",
     "export": "exporting",
-    "load_adapted": "adaptation",
+    "load_adapted": "answering",
     "load_base": "base",
     "load_modules": "modules",
     "merge": "merging",
@@ -47,6 +49,7 @@ __all__ = [
     "AdaptedModel",
     "Base",
     "Exported",
+    "ExportedModel",
     "LoraModule",
     "MemoryPlan",
     "Merged",

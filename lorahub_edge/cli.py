@@ -17,11 +17,12 @@ import typer
 
 from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery
 from lorahub_edge.commands import (
+    AdaptedArgument,
+    AdapterOption,
     BaseOption,
     DeviceOption,
     JsonOption,
     PromptOption,
-    RunArgument,
     app,
     one_line_errors,
 )
@@ -50,31 +51,36 @@ cli_adapt.add_commands(app)
 @app.command()
 @one_line_errors
 def evaluate(
-    run: RunArgument,
+    folder: AdaptedArgument,
     data: Annotated[str, typer.Option(help="JSONL, BBH json or CSV with the rows to score on.")],
     device: DeviceOption = "auto",
+    adapter: AdapterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score an adapted model again, on other data.
+    """Score an adapted model again, on other data, as a run or as what was merged or exported of it.
+
+    An exported folder answers by onnxruntime, which gives no loss.
 
     Example: lorahub-edge evaluate runs/navigate --data more.jsonl
     """
     import lorahub_edge
     from lorahub_edge.adaptation.report import loss_text
 
-    score = lorahub_edge.load_adapted(run, device=device).evaluate(data)
+    score = lorahub_edge.load_adapted(folder, device=device, adapter=adapter).evaluate(data)
     if as_json:
         record = {"loss": score.loss, "exact_match": score.exact_match, "n": score.n_examples, "answers": score.answers}
         typer.echo(to_json(record))
     else:
-        answers.print(f"exact match {score.exact_match:.1f} %, loss {loss_text(score.loss)} on {score.n_examples} rows")
+        loss = "" if score.loss is None else f", loss {loss_text(score.loss)}"
+        answers.print(f"exact match {score.exact_match:.1f} %{loss} on {score.n_examples} rows")
 
 
 @app.command()
 @one_line_errors
 def predict(
-    run: RunArgument,
+    folder: AdaptedArgument,
     device: DeviceOption = "auto",
+    adapter: AdapterOption = None,
     batch_size: Annotated[int, typer.Option(help="Lines answered together.", min=1)] = 16,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,7 +94,7 @@ def predict(
 
     if hasattr(sys.stdin, "reconfigure"):  # bytes that are no text become a mark instead of an error far inside
         sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")
-    model = lorahub_edge.load_adapted(run, device=device)
+    model = lorahub_edge.load_adapted(folder, device=device, adapter=adapter)
     while batch := _read_lines(batch_size):
         answered = iter(model.predict([line for line in batch if line.strip()]))
         for line in batch:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lorahub_edge.commands import JsonOption, RunArgument, one_line_errors
+from lorahub_edge.commands import AdapterOption, JsonOption, RunArgument, one_line_errors
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages, print_export, print_merge, print_verification
@@ -76,6 +76,9 @@ def export(
     ] = False,
     in_place_int8: Annotated[bool, typer.Option("--in-place-int8", help="Of the merge; see merge.")] = False,
     min_survival: Annotated[float, typer.Option(help="Of the merge; see merge.")] = 0.9,
+    test: Annotated[
+        str | None, typer.Option(help="Rows that the run and its export both answer, to see how far they agree.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an ONNX folder for onnxruntime, Optimum and transformers.js, and verify that it answers as torch does.
@@ -92,9 +95,15 @@ def export(
         triton=triton,
         in_place_int8=in_place_int8,
         min_survival=min_survival,
+        test=test,
     )
     if as_json:
-        record = {"folder": str(exported.folder), "bytes": exported.n_bytes, "verification": exported.report}
+        record = {
+            "folder": str(exported.folder),
+            "bytes": exported.n_bytes,
+            "verification": exported.report,
+            "test": None if exported.drift is None else exported.drift.as_record(),
+        }
         typer.echo(to_json(record))
     else:
         print_export(exported)
@@ -122,12 +131,7 @@ def verify(
 @partial(one_line_errors, needs_torch=False)
 def serve(
     folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="For a folder exported --with-adapter: a file, the name of one in it, or none. Default: its own."
-        ),
-    ] = None,
+    adapter: AdapterOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for a free one.")] = 8000,
     max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 8,

@@ -78,6 +78,13 @@ PrecisionOption = Annotated[str, typer.Option(help="Of the base: int8, bf16 or f
 PromptOption = Annotated[str, typer.Option(help="auto, plain, chat, or a text with {input} in it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder that adapt wrote.")]
+AdaptedArgument = Annotated[Path, typer.Argument(help="Run folder, merged folder or exported folder.")]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="For a folder exported --with-adapter: a file, the name of one in it, or none. Default: its own."
+    ),
+]
 ModulesOption = Annotated[
     list[str],
     typer.Option(help="Embedded name, PEFT folder, folder of such folders, list file or Hub id. Repeatable."),

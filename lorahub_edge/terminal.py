@@ -169,6 +169,8 @@ def print_export(exported: Exported) -> None:
     size = f"{exported.n_bytes / 1e6:.1f} MB"
     answers.print(f"exported {exported.precision}, {size}", style="bold", soft_wrap=True)
     print_verification(exported.report)
+    if exported.drift is not None:
+        answers.print(exported.drift.headline(), style="bold", soft_wrap=True)
     answers.print(f"exported folder: {exported.folder}", soft_wrap=True)
 
 

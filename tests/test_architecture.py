@@ -30,6 +30,7 @@ ROOMS = [
     "train",
     "merging",
     "serve",
+    "answering",
     "exporting",
     "benchmark",
 ]

@@ -1,6 +1,6 @@
 """Adapt: the main job. From a base, modules and a handful of examples to one composed module and its controls."""
 
-from lorahub_edge.adaptation.adapted import AdaptedModel, Score, load_adapted
+from lorahub_edge.adaptation.adapted import AdaptedModel, Score
 from lorahub_edge.adaptation.controls import Row
 from lorahub_edge.adaptation.entry import adapt, plan
 from lorahub_edge.adaptation.memory_plan import MemoryExceeded, MemoryPlan, choose_plan
@@ -35,7 +35,6 @@ __all__ = [
     "Value",
     "adapt",
     "choose_plan",
-    "load_adapted",
     "open_run",
     "plan",
 ]

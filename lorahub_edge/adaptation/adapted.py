@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.objective import FORMS, Objective
 from lorahub_edge.adaptation.population import PopulationForward
-from lorahub_edge.adaptation.saved_run import open_run
+from lorahub_edge.adaptation.saved_run import SavedRun
 from lorahub_edge.adaptation.task import Examples, as_examples
 from lorahub_edge.base import Base
 from lorahub_edge.cache import default_cache
-from lorahub_edge.modules import ModuleStack
+from lorahub_edge.modules import LoraModule, ModuleStack
 from lorahub_edge.tasks import PromptFormat, exact_match
 from lorahub_edge.tasks.lost import warn_of_unreachable
 from lorahub_edge.texts import checked_texts
@@ -26,19 +26,20 @@ class Score:
     """How a model did on a set of examples.
 
     Attributes:
-        loss: cross-entropy per answer token.
+        loss: cross-entropy per answer token; None for an exported folder, whose graphs only answer.
         exact_match: percentage of greedy answers that are right, as LoRAHub scores them.
         n_examples: how many.
         answers: the greedy answers, in order.
     """
 
-    loss: float
+    loss: float | None
     exact_match: float
     n_examples: int
     answers: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"Score(loss {self.loss:.4f}, exact match {self.exact_match:.1f} % of {self.n_examples})"
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
+        return f"Score({loss}exact match {self.exact_match:.1f} % of {self.n_examples})"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ class AdaptedModel:
     coefficients: torch.Tensor
     prompt: PromptFormat
     max_new_tokens: int
+
+    @classmethod
+    def of_module(cls, base: Base, module: LoraModule, prompt: Mapping[str, Any], max_new_tokens: int) -> AdaptedModel:
+        """A base with one module beside it, as it is; `prompt` is a record, see `PromptFormat.of_record`."""
+        stack = ModuleStack.build([module], base)
+        as_it_is = torch.ones(1, dtype=torch.float64)
+        return cls(base, stack, as_it_is, PromptFormat.of_record(base, prompt), max_new_tokens)
+
+    @classmethod
+    def of_run(cls, run: SavedRun, *, device: str = "auto") -> AdaptedModel:
+        """The base of a run with its composed module beside it.
+
+        Raises:
+            InvalidInput: the base is gone or no longer the same.
+        """
+        base = run.load_base(device=device, cache=default_cache())
+        return cls.of_module(base, run.module, run.prompt, run.max_new_tokens)
 
     def predict(self, inputs: Sequence[str], *, batch_size: int = 16) -> list[str]:
         """Greedy answers to texts, in order.
@@ -92,16 +110,3 @@ class AdaptedModel:
 
     def __repr__(self) -> str:
         return f"AdaptedModel({self.base!r}, {len(self.stack.names)} modules)"
-
-
-def load_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
-    """The adapted model of a run folder.
-
-    Raises:
-        InvalidInput: not a run folder, or its base is gone or no longer the same.
-    """
-    run = open_run(folder)
-    base = run.load_base(device=device, cache=default_cache())
-    stack = ModuleStack.build([run.module], base)
-    prompt = PromptFormat.of_record(base, run.prompt)
-    return AdaptedModel(base, stack, torch.ones(1, dtype=torch.float64), prompt, run.max_new_tokens)

@@ -47,7 +47,7 @@ def greedy_answers(
     tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
     bases = bases_for(base, max(1, min(n_lanes(base.device.type, tokens), len(encoded))))
     lengths = [len(encoded[i]) + max_new_tokens for i in order]
-    batches = list(_batches(lengths, min(batch_size, -(-len(order) // len(bases))), tokens // len(bases)))
+    batches = list(batches_of(lengths, min(batch_size, -(-len(order) // len(bases))), tokens // len(bases)))
 
     def job_for(rows: list[int]) -> Callable[[Base], list[str]]:
         prompts = [encoded[i] for i in rows]
@@ -66,7 +66,7 @@ def greedy_answers(
     return answers
 
 
-def _batches(lengths: Sequence[int], batch_size: int, tokens_per_call: int) -> Iterator[slice]:
+def batches_of(lengths: Sequence[int], batch_size: int, tokens_per_call: int) -> Iterator[slice]:
     """Runs of rising lengths, each within both bounds or of one input."""
     start = 0
     for stop in range(1, len(lengths) + 1):

@@ -106,7 +106,13 @@ def _place(part: Mapping[str, Any]) -> str:
 
 def as_examples(source: Examples) -> list[Example]:
     """Read or convert examples; see `Examples`."""
-    return _read(source, "test")[0]
+    return read_test(source)[0]
+
+
+def read_test(source: Examples) -> tuple[list[Example], dict[str, Any]]:
+    """Test rows, and a record of where they came from: their number; path and SHA-256 of a file."""
+    rows, path = _read(source, "test")
+    return rows, _record(path, len(rows))
 
 
 def _read(source: Examples, part: str) -> tuple[list[Example], Path | None]:

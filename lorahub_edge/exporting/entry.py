@@ -10,9 +10,17 @@ from typing import Any
 
 from torch import nn
 
+from lorahub_edge.adaptation.task import Examples
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat
-from lorahub_edge.exporting.adapters import adapter_record, check_same_base, remove_adapter, write_adapter
-from lorahub_edge.exporting.folder import write_graphs, write_record, write_side_files
+from lorahub_edge.exporting.adapters import (
+    adapter_paths,
+    adapter_record,
+    check_same_base,
+    remove_adapter,
+    write_adapter,
+)
+from lorahub_edge.exporting.drift import Drift, SourceAnswers, answer_source, measure_drift
+from lorahub_edge.exporting.folder import seal_record, write_graphs, write_record, write_side_files
 from lorahub_edge.exporting.forms import LayerForm
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
 from lorahub_edge.exporting.reference import reference_arrays, write_reference
@@ -23,7 +31,7 @@ from lorahub_edge.kernels import memory
 from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
 from lorahub_edge.outputs import check_free, whole_folder, write_text
-from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION
+from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, read_record
 from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -41,6 +49,7 @@ class Exported:
         n_bytes: size of all files.
         precision: of the weights.
         peak_memory: of the process that exported.
+        drift: how far it answers the test as the run does; None without a test.
     """
 
     folder: Path
@@ -48,6 +57,7 @@ class Exported:
     n_bytes: int
     precision: str
     peak_memory: Mapping[str, int]
+    drift: Drift | None = None
 
     def __repr__(self) -> str:
         return f"Exported({self.folder.name}, {self.precision}, {self.n_bytes / 1e6:.1f} MB, {headline(self.report)})"
@@ -62,6 +72,7 @@ def export(
     triton: bool = False,
     in_place_int8: bool = False,
     min_survival: float = DEFAULT_MIN_SURVIVAL,
+    test: Examples | None = None,
     inline_limit_bytes: int = INLINE_LIMIT_BYTES,
 ) -> Exported:
     """Write an ONNX folder for onnxruntime, Optimum and transformers.js, and prove that it answers as torch does.
@@ -76,6 +87,8 @@ def export(
         triton: lay the graphs out as a model repository of Triton Inference Server, `<out>/triton`, instead of as
             Optimum and transformers.js want them; `verify` and `lorahub_edge.serve` read both.
         in_place_int8, min_survival: of the merge; see `merge`.
+        test: a file, the name of an embedded task, or rows that the run (or merged folder) and its export both answer:
+            how far they agree is in the result and in `lorahub_edge.json`.
         inline_limit_bytes: graphs with more bytes of weights keep them in `<file>.onnx_data`.
 
     Raises:
@@ -83,13 +96,15 @@ def export(
         InvalidInput, UnsupportedFormat, MergeLost: see `merge` and `load_base`.
         OutputExists: `out` is there already.
 
-    Cost: peak memory is the base in `precision` plus its largest matrix, and later the graphs in onnxruntime.
+    Cost: peak memory is the base in `precision` plus its largest matrix, and later the graphs in onnxruntime; with
+    `test`, before that, the run's own base and module for as long as they answer.
     """
     _check(precision, with_adapter, triton, in_place_int8)
     out = Path(out).expanduser().absolute()
     adds_adapter = with_adapter and (out / RECORD).is_file()
     if not adds_adapter:
         check_free(out)
+    before = None if test is None else answer_source(source, test)
     found = open_source(
         source, precision, with_adapter=with_adapter, in_place_int8=in_place_int8, min_survival=min_survival
     )
@@ -97,11 +112,12 @@ def export(
         kind = type(found.base.tokenizer).__name__
         raise UnsupportedFormat(f"export: {source}: tokenizer.json cannot hold a {kind}, so clients could not read it")
     if adds_adapter:
-        report = _add_adapter(found, out, precision)
+        report, drift = _add_adapter(found, out, precision, before)
     else:
-        report = _write_new(found, out, precision, out.name if triton else None, inline_limit_bytes)
+        triton_name = out.name if triton else None
+        report, drift = _write_new(found, out, precision, triton_name, inline_limit_bytes, before)
     n_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Exported(out, report, n_bytes, precision, peak_memory())
+    return Exported(out, report, n_bytes, precision, peak_memory(), drift)
 
 
 def _check(precision: str, with_adapter: bool, triton: bool, in_place_int8: bool) -> None:
@@ -114,19 +130,23 @@ def _check(precision: str, with_adapter: bool, triton: bool, in_place_int8: bool
 
 
 def _write_new(
-    source: ExportSource, out: Path, precision: str, triton_name: str | None, inline_limit_bytes: int
-) -> dict[str, Any]:
+    source: ExportSource,
+    out: Path,
+    precision: str,
+    triton_name: str | None,
+    inline_limit_bytes: int,
+    before: SourceAnswers | None,
+) -> tuple[dict[str, Any], Drift | None]:
     """Write and verify; a folder that does not verify never gets its name."""
     with whole_folder(out) as partial:
         _write(source, partial, precision, triton_name, inline_limit_bytes)
         _free(source)  # onnxruntime needs the room
-        report = compare(partial)
-        _check_report(report, out)
-        (partial / VERIFICATION).write_text(to_json(report) + "\n", encoding="utf-8")
-    return report
+        return _verify(source, partial, out, before)
 
 
-def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, Any]:
+def _add_adapter(
+    source: ExportSource, out: Path, precision: str, before: SourceAnswers | None
+) -> tuple[dict[str, Any], Drift | None]:
     """Put a run's module beside the base that is there already, and verify the whole folder with it."""
     record = check_export(out)
     check_same_base(out, record, source, precision)
@@ -134,13 +154,26 @@ def _add_adapter(source: ExportSource, out: Path, precision: str) -> dict[str, A
     write_adapter(source, out, PromptFormat.of_record(source.base, source.prompt), forms)
     try:
         _free(source)
-        report = compare(out)
-        _check_report(report, out)
+        return _verify(source, out, out, before)
     except BaseException:
         remove_adapter(out, source.name)
         raise
-    write_text(out / VERIFICATION, to_json(report) + "\n")
-    return report
+
+
+def _verify(
+    source: ExportSource, folder: Path, out: Path, before: SourceAnswers | None
+) -> tuple[dict[str, Any], Drift | None]:
+    """Verify what was written, measure its drift, and put both results beside it."""
+    report = compare(folder)
+    _check_report(report, out)
+    drift = None
+    if before is not None:
+        adapter = None if source.module is None else adapter_paths(folder, source.name)[0]
+        drift = measure_drift(before, folder, adapter)
+        record = read_record(folder)
+        seal_record(folder, {**record, "tests": {**record.get("tests", {}), source.name: drift.as_record()}})
+    write_text(folder / VERIFICATION, to_json(report) + "\n")
+    return report, drift
 
 
 def _free(source: ExportSource) -> None:

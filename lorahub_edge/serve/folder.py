@@ -90,9 +90,7 @@ class ExportFolder:
         return f"ExportFolder({self.folder.name}, {self.record['family']}, {self.record['precision']}{adapter})"
 
 
-def open_folder(
-    folder: str | Path, *, adapter: str | Path | None = None, is_checked: bool = False
-) -> ExportFolder:
+def open_folder(folder: str | Path, *, adapter: str | Path | None = None, is_checked: bool = False) -> ExportFolder:
     """Read what `lorahub-edge export` wrote, after all its files but the reference were compared with their hashes.
 
     Args:

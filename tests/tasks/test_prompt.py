@@ -11,7 +11,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 import lorahub_edge
-from lorahub_edge.adaptation import AdaptedModel, load_adapted
+from lorahub_edge.adaptation import AdaptedModel
 from lorahub_edge.base import load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.exporting.folder import generation_record, prompt_record
@@ -186,7 +186,7 @@ def test_a_run_has_the_same_prompt_on_any_day(bases, module_folders, tmp_path, m
     assert run.model.prompt.before == "<s> one is "
     Day.number = 2
     assert PromptFormat.for_base(run.model.base).before == "<s> two is "
-    again = load_adapted(tmp_path / "run", device="cpu")
+    again = lorahub_edge.load_adapted(tmp_path / "run", device="cpu")
     merged = lorahub_edge.merge(tmp_path / "run", precision="fp32")
     for prompt in (again.prompt, PromptFormat.of_record(merged.base, merged.record["prompt"])):
         assert prompt.encode_all(EXAMPLES) == run.model.prompt.encode_all(EXAMPLES)
