@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lorahub_edge.adaptation.task import Examples
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.exporting.adapters import (
     adapter_paths,
     adapter_record,
@@ -150,7 +150,8 @@ def _add_adapter(
     """Put a run's module beside the base that is there already, and verify the whole folder with it."""
     record = check_export(out)
     check_same_base(out, record, source, precision)
-    forms = {path: LayerForm(**form) for path, form in record["forms"].items()}
+    with refused_as(f"{out / RECORD}: its forms are incomplete", "export to a new folder"):
+        forms = {path: LayerForm(**form) for path, form in record["forms"].items()}
     write_adapter(source, out, PromptFormat.of_record(source.base, source.prompt), forms)
     try:
         _free(source)

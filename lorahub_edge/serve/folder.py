@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line, refused_as
 from lorahub_edge.integrity import check_files, check_record
 from lorahub_edge.serve.adapter import Adapter, adapter_file, read_adapter
 
@@ -123,7 +123,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         is_export = record["format"] == EXPORT_FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInput(
             f"{folder} is not an exported folder; expected one with a {RECORD} that lorahub-edge export wrote"
         ) from error
@@ -135,25 +135,79 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record.setdefault("files", {}), dict):
         raise UnsupportedFormat(f"{folder / RECORD}: incomplete (files {record['files']!r}); export again")
     takes = record.get("adapter")
-    if takes is not None and not (isinstance(takes, dict) and {"default", "targets", "base_files"} <= set(takes)):
+    if takes is not None and not _takes_adapters(takes):
         raise UnsupportedFormat(f"{folder / RECORD}: incomplete (adapter {takes!r}); export again")
     return dict(record)
 
 
 def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None) -> ExportFolder:
     own: Mapping[str, Any] = {} if adapter is None else adapter.record
-    try:
-        graphs = {name: folder / str(path) for name, path in record["graphs"].items()}
-        generation = record["generation"]
-        prompt = Prompt(**own.get("prompt", record["prompt"]))
-        values = {name: own.get(name, generation[name]) for name in ("pad_id", "start_id", "max_new_tokens")}
-        end_ids = tuple(int(i) for i in own.get("end_ids", generation["end_ids"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnsupportedFormat(f"{folder / RECORD}: incomplete ({error!r}); export again") from error
-    for path in graphs.values():
-        if not path.is_file():
-            raise UnsupportedFormat(f"{folder}: {path.relative_to(folder)} is missing; export again")
-    return ExportFolder(folder, record, graphs, _tokenizer(folder), prompt, end_ids, adapter=adapter, **values)
+    with refused_as(f"{folder / RECORD}: incomplete", "export again"):
+        graphs = {name: folder / record["graphs"][name] for name in _graph_names(record)}
+        generation = {**record["generation"], **{name: own[name] for name in _GENERATION if name in own}}
+        prompt = Prompt(**_checked("prompt", own.get("prompt", record["prompt"]), _PROMPT))
+        values = _checked("generation", {name: generation[name] for name in _GENERATION}, _GENERATION)
+        _checked("record", {name: record[name] for name in _NAMES}, _NAMES)
+        _checked("generation", {"max_positions": record["generation"].get("max_positions")}, _POSITIONS)
+        missing = [path.name for path in graphs.values() if not path.is_file()]
+    if missing:
+        raise UnsupportedFormat(f"{folder}: {missing[0]} is missing; export again")
+    values["end_ids"] = tuple(values["end_ids"])
+    return ExportFolder(folder, record, graphs, _tokenizer(folder), prompt, adapter=adapter, **values)
+
+
+def _takes_adapters(takes: Any) -> bool:
+    if not isinstance(takes, dict) or not {"default", "targets", "base_files"} <= set(takes):
+        return False
+    targets = takes["targets"]
+    return isinstance(targets, dict) and all(_are_ids(shape) and len(shape) == 2 for shape in targets.values())
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_id, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# Name of a setting -> what it may be.
+_NAMES: Mapping[str, Callable[[Any], bool]] = {"family": _is_text, "precision": _is_text}
+_PROMPT: Mapping[str, Callable[[Any], bool]] = {
+    "before": _is_text,
+    "after": _is_text,
+    "max_input_tokens": _is_count,
+    "strip_input": lambda value: isinstance(value, bool),
+    "opening_ids": _are_ids,
+    "closing_ids": _are_ids,
+    "add_special_tokens": lambda value: isinstance(value, bool),
+}
+_GENERATION: Mapping[str, Callable[[Any], bool]] = {
+    "pad_id": _is_id,
+    "start_id": lambda value: value is None or _is_id(value),
+    "end_ids": _are_ids,
+    "max_new_tokens": _is_count,
+}
+_POSITIONS: Mapping[str, Callable[[Any], bool]] = {"max_positions": lambda value: value is None or _is_count(value)}
+
+
+def _checked(part: str, values: Mapping[str, Any], allowed: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any]:
+    for name, value in values.items():
+        if name not in allowed or not allowed[name](value):
+            raise ValueError(f"{part}: '{name}' is {value!r}")
+    return dict(values)
+
+
+def _graph_names(record: Mapping[str, Any]) -> Sequence[str]:
+    return ("encoder", "decoder") if "encoder" in record["graphs"] else ("model",)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -1,6 +1,7 @@
 """Every command through the parser: what it prints, where, and with which exit code."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -134,14 +135,25 @@ def test_merge_says_what_survived_then_where_the_folder_is(adapt, call):
     assert call("merge", "run", "--out", "merged").exit_code == 1
 
 
-def test_export_says_what_was_verified_and_verify_says_it_again(adapt, call):
+def test_export_says_what_was_verified_and_verify_says_it_again(adapt, call, example_file, fast_export):
     assert adapt("--out", "run", "--no-null-control").exit_code == 0
-    lines = call("export", "run", "--out", "onnx").stdout.splitlines()
+    lines = call("export", "run", "--out", "onnx", "--test", example_file).stdout.splitlines()
     assert lines[0].startswith("exported int8, ")
     assert lines[1].startswith("verified: logits ")
     assert lines[-1].startswith("exported folder: ")
+    assert re.fullmatch(r"test: \d of 6 answers as the run's; exact match .* % \(run\), .* % \(export\)", lines[-2])
+    score = json.loads(call("evaluate", "onnx", "--data", example_file, "--json").stdout)
+    assert (score["loss"], score["n"]) == (None, 6)
+    questions = "".join(f"{i}\n" for i, _ in tiny.ROWS)
+    assert call("predict", "onnx", input=questions).stdout.splitlines() == score["answers"]
+    assert re.fullmatch(r"exact match .* % on 6 rows\n", call("evaluate", "onnx", "--data", example_file).stdout)
     assert call("verify", "onnx").stdout.startswith("verified: ")
     assert json.loads(call("verify", "onnx", "--json").stdout)["passed"]
+    Path("onnx/tokenizer.json").write_text(Path("onnx/tokenizer.json").read_text().replace("dog", "god"))
+    for command in ("verify", "serve"):
+        result = call(command, "onnx")
+        assert result.exit_code == 1
+        assert re.fullmatch(r"error: .*tokenizer.json is not what was exported .*; export again\n", result.stderr)
     result = call("verify", "run")
     assert result.exit_code == 1
     assert "run is not an exported folder" in result.stderr

@@ -137,6 +137,10 @@ def test_big_weights_go_to_a_file_of_their_own(run, exported, tmp_path):
     assert config["transformers.js_config"]["use_external_data_format"] is True
     texts = [text for text, _ in tiny.ROWS]
     assert generate(OnnxModel(split), texts) == generate(OnnxModel(exported), texts)
+    data = split / "onnx" / "encoder_model_int8.onnx_data"
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    with pytest.raises(UnsupportedFormat, match=r"encoder_model_int8.onnx_data is not what was exported"):
+        open_folder(split)
 
 
 def test_an_answer_does_not_depend_on_its_batch(exported):
