@@ -19,6 +19,7 @@ from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES, write_model
 from lorahub_edge.exporting.symbols import skeleton
 from lorahub_edge.exporting.weights import Weights
 from lorahub_edge.integrity import file_hashes, sealed
+from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import write_text
 from lorahub_edge.serve.adapter import ADAPTERS
 from lorahub_edge.serve.folder import EXPORT_FORMAT, RECORD, VERIFICATION
@@ -128,7 +129,7 @@ def write_record(
 
 def seal_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write lorahub_edge.json with the hash of itself."""
-    write_text(folder / RECORD, json.dumps(sealed(record), indent=2) + "\n")
+    write_text(folder / RECORD, to_json(sealed(record)) + "\n")
 
 
 def _files_that_answer(folder: Path) -> list[Path]:
