@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lorahub_edge import aside
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.search import (
     NevergradSearcher,
@@ -89,10 +90,8 @@ class Scripted:
         pass
 
 
-def scripted(*script, limit_s=5.0):
-    return NevergradSearcher(
-        "scripted", Scripted(script), start=np.zeros(2), bound=1.5, budget=9, seed=0, ask_limit_s=limit_s
-    )
+def scripted(*script):
+    return NevergradSearcher("scripted", Scripted(script), start=np.zeros(2), bound=1.5, budget=9, seed=0)
 
 
 def fail():
@@ -114,12 +113,13 @@ def fail_in_a_thread():
         (1.6, "'scripted' proposed 1.6; expected numbers within [+]-1.5"),
         (fail, "'scripted' failed here [(]TypeError: only this[)]; choose another"),
         (fail_in_a_thread, "'scripted' failed here [(]TypeError: only this[)]; choose another"),
-        (threading.Event().wait, "'scripted' has not proposed a candidate within 0.2 s; choose another"),
+        (threading.Event().wait, "'scripted' does not come to a next candidate; choose another"),
     ],
 )
-def test_an_optimiser_that_fails_half_way_is_named_and_its_evaluations_are_kept(step, message):
+def test_an_optimiser_that_fails_half_way_is_named_and_its_evaluations_are_kept(step, message, monkeypatch):
+    monkeypatch.setattr(aside, "IDLE_S", 0.5)
     journal = []
-    searcher = scripted(0.5, 0.25, step, limit_s=0.2)
+    searcher = scripted(0.5, 0.25, step)
     with pytest.raises(InvalidInput, match=f"^optimizer {message}") as failed:
         run_search(bowl, searcher, 9, journal.extend)
     assert "\n" not in str(failed.value)
@@ -132,10 +132,24 @@ def test_ctrl_c_while_an_optimiser_thinks_gives_the_best_so_far():
         threading.Event().wait()
 
     started = time.perf_counter()
-    result = run_search(bowl, scripted(0.5, 0.25, 1.0, think, limit_s=60.0), 9)
+    result = run_search(bowl, scripted(0.5, 0.25, 1.0, think), 9)
     assert time.perf_counter() - started < 5
     assert result.interrupted
     assert (result.n_evaluations, result.best.index) == (3, 1)
+
+
+def test_an_optimiser_that_thinks_is_not_taken_for_one_that_waits(monkeypatch):
+    def think():
+        until = time.process_time() + 0.6
+        while time.process_time() < until:
+            pass
+        return 0.25
+
+    monkeypatch.setattr(aside, "IDLE_S", 0.25)
+    assert run_search(bowl, scripted(0.5, think), 2).best.index == 1
+    monkeypatch.setattr(optimisers, "ASK_LIMIT_S", 0.2)
+    with pytest.raises(InvalidInput, match="does not come to a next candidate"):
+        run_search(bowl, scripted(0.5, think), 2)
 
 
 def optimiser_threads():
