@@ -18,6 +18,7 @@ from lorahub_edge.modules import LoraModule
 from lorahub_edge.serve import OnnxModel, generate, open_folder
 from lorahub_edge.serve.folder import RECORD
 from lorahub_edge.serve.generate import checked_prompt
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import exact_match
 from lorahub_edge.texts import checked_texts
 
@@ -85,7 +86,7 @@ def load_adapted(
             does not take.
         UnsupportedFormat: a file that is broken, or not what was written.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     if (folder / RECORD).is_file():
         if device == "cuda":
             raise InvalidInput(f"device: {folder} is an exported folder, which answers on the CPU; received 'cuda'")

@@ -27,7 +27,7 @@ from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOUR
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import fingerprint, is_vacant, locked, publish, whole_file, write_errors, write_text
-from lorahub_edge.sources import read_json
+from lorahub_edge.sources import local_path, read_json
 
 RUN_FORMAT = "lorahub-edge-run/1"
 MANIFEST, COEFFICIENTS, ADAPTER, EXAMPLES = "manifest.json", "coefficients.json", "adapter", "examples.jsonl"
@@ -112,7 +112,7 @@ class RunFolder:
     """
 
     def __init__(self, folder: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = local_path(folder).absolute()
         self.unfinished = self.folder.with_name(self.folder.name + UNFINISHED)
         self._overwrite = overwrite
         self._is_finished = False

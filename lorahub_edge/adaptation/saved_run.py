@@ -14,6 +14,7 @@ from lorahub_edge.cache import Cache, content_hashes
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.integrity import check_files
 from lorahub_edge.modules import LoraModule, read_module
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import Example, load_examples
 
 
@@ -81,7 +82,7 @@ def open_run(folder: str | Path) -> SavedRun:
         InvalidInput: not a run folder, or an incomplete one.
         UnsupportedFormat: its adapter is broken, or not the one that was found.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     manifest = read_manifest(folder)
     try:
         record = manifest["base"]

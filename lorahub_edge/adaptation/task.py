@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, TypeAlias
 from lorahub_edge import pocket
 from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning
-from lorahub_edge.sources import sha256_file
+from lorahub_edge.sources import local_path, sha256_file
 from lorahub_edge.tasks import Example, Row, draw_examples, load_examples, task_name, to_examples
 
 # A file, the name of an embedded task, or the examples themselves; see `to_examples`.
@@ -118,7 +117,7 @@ def read_test(source: Examples) -> tuple[list[Example], dict[str, Any]]:
 def _read(source: Examples, part: str) -> tuple[list[Example], Path | None]:
     if not isinstance(source, (str, Path)):
         return to_examples(source, part), None
-    path = _embedded(str(source), part) or Path(os.path.expanduser(source))
+    path = _embedded(str(source), part) or local_path(source)
     return load_examples(path), path
 
 

@@ -19,7 +19,7 @@ from lorahub_edge.base.files import CONFIG, VOCABULARY_FILES, choose_base_files,
 from lorahub_edge.base.gguf import GgufCheckpoint, gguf_config, split_as_the_file_says
 from lorahub_edge.base.gguf_header import GgufHeader
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
-from lorahub_edge.sources import Source, read_json, resolve
+from lorahub_edge.sources import Source, local_path, read_json, resolve
 
 PRECISIONS = ("int8", "bf16", "fp32")
 _PROBE_TEXT = "one text"
@@ -122,7 +122,7 @@ def resolve_device(device: str) -> torch.device:
 
 def _find(spec: str) -> tuple[Source, list[Path]]:
     """Where the base is, and the files with its weights: an index first, or one whole file."""
-    path = Path(spec).expanduser()
+    path = local_path(spec)
     if path.suffix == ".gguf" and path.is_file():
         folder = path.parent.resolve()  # not the file: in the Hub's cache it is a link to one without a name
         return Source(spec, folder), [folder / path.name]

@@ -15,7 +15,7 @@ from typing import IO
 from lorahub_edge.errors import InvalidInput, OutputExists, first_line
 from lorahub_edge.modules.files import is_module_folder
 from lorahub_edge.outputs import whole_folder
-from lorahub_edge.sources import sha256_file
+from lorahub_edge.sources import local_path, sha256_file
 
 MODULES = "lorahub"
 DATA_URL = "https://github.com/sail-sg/lorahub/releases/download/0.1/data_bbh.zip"
@@ -43,7 +43,7 @@ def module_specs(specs: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for spec in specs:
-        path = Path(spec).expanduser()
+        path = local_path(spec)
         if spec == MODULES:
             found += published_modules()
         elif path.is_dir() and not is_module_folder(path):
@@ -78,7 +78,7 @@ def fetch_data(source: str, cache: Path) -> Path:
         InvalidInput: nothing there, or not such an archive.
     """
     is_address = source.startswith(("http://", "https://"))
-    path = Path(source).expanduser()
+    path = local_path(source)
     if not is_address and path.is_dir():
         return path
     folder = cache / f"{PurePosixPath(source).stem}-{_archive_key(source, is_address)}"
@@ -92,7 +92,7 @@ def fetch_data(source: str, cache: Path) -> Path:
 def _fill(folder: Path, source: str, is_address: bool) -> None:
     try:
         with TemporaryDirectory() as aside:
-            archive = _download(source, Path(aside, "data.zip")) if is_address else Path(source).expanduser()
+            archive = _download(source, Path(aside, "data.zip")) if is_address else local_path(source)
             _unpack(archive, folder, source)
     except Exception as error:  # zipfile lets through whatever a packed file makes its unpackers raise
         raise InvalidInput(
@@ -111,7 +111,7 @@ def _lines(path: Path) -> list[str]:
 
 def _archive_key(source: str, is_address: bool) -> str:
     """What tells archives of one name apart: the bytes of a file; of an address, which may be gone, the address."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     if is_address or not path.is_file():
         return hashlib.sha256(source.encode()).hexdigest()[:16]
     return sha256_file(path)[:16]

@@ -19,7 +19,7 @@ from lorahub_edge.adaptation.task import Task, load_task
 from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import LoraModule, ModuleFolder, ModuleStack
-from lorahub_edge.sources import sha256_files
+from lorahub_edge.sources import local_path, sha256_files
 from lorahub_edge.tasks import EncodedExample, PromptFormat, is_row_file, task_name
 
 EXAMPLE_FILE, TEST_FILE = "example.jsonl", "zero_shot.jsonl"  # of a task's folder as LoRAHub released it
@@ -179,7 +179,7 @@ def _tasks_of(spec: str) -> list[TaskRows]:
     prefix, _, name = spec.partition("/")
     if prefix == "pocket" and name in pocket.heldout_names():
         return [TaskRows(name, spec, spec)]
-    path = Path(spec).expanduser()
+    path = local_path(spec)
     if not path.exists():
         raise InvalidInput(
             f"task '{spec}' was not found; expected pocket, pocket/TASK with TASK one of "

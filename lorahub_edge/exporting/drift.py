@@ -20,6 +20,7 @@ from lorahub_edge.errors import InvalidInput
 from lorahub_edge.kernels import memory
 from lorahub_edge.merging import is_merged_folder
 from lorahub_edge.serve import OnnxModel, open_folder
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import Example, exact_match
 
 
@@ -82,7 +83,7 @@ def answer_source(source: str | Path, test: Examples) -> SourceAnswers:
     Cost: the source's model is in memory for as long as it answers.
     """
     rows, record = read_test(test)
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     kind = "run" if is_run_folder(folder) else "merged folder" if is_merged_folder(folder) else None
     if kind is None:
         raise InvalidInput(f"test: expected a run or a merged folder to compare with, received {source}; leave it out")

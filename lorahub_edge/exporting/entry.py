@@ -32,6 +32,7 @@ from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
 from lorahub_edge.outputs import check_free, whole_folder, write_text
 from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, read_record
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 
 PRECISIONS = ("int8", "fp16", "fp32")
@@ -100,7 +101,7 @@ def export(
     `test`, before that, the run's own base and module for as long as they answer.
     """
     _check(precision, with_adapter, triton, in_place_int8)
-    out = Path(out).expanduser().absolute()
+    out = local_path(out).absolute()
     adds_adapter = with_adapter and (out / RECORD).is_file()
     if not adds_adapter:
         check_free(out)

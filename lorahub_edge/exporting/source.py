@@ -20,6 +20,7 @@ from lorahub_edge.exporting.symbols import weight_path
 from lorahub_edge.measure import versions
 from lorahub_edge.merging import is_merged_folder, merge, open_merged
 from lorahub_edge.modules import LoraModule, ModuleStack
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import Example
 
 # LoRAHub's, for a base that no run has set a length for.
@@ -76,7 +77,7 @@ def open_source(
     Raises:
         InvalidInput: settings that do not go with this source; see also `merge` and `load_base`.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     stored = "int8" if precision == "int8" else "fp32"
     if with_adapter:
         found = _with_module(folder, stored)

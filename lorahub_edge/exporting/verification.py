@@ -27,6 +27,7 @@ from lorahub_edge.outputs import write_text
 from lorahub_edge.serve import ExportFolder, OnnxModel
 from lorahub_edge.serve.adapter import NO_ADAPTER
 from lorahub_edge.serve.folder import REFERENCE, VERIFICATION, open_folder, read_record
+from lorahub_edge.sources import local_path
 
 # What is left where no input is rounded: float32 sums in another order. Measured: up to 4e-5.
 FLOAT_TOLERANCE = 1e-3
@@ -121,7 +122,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         InvalidInput, UnsupportedFormat: not an export, one that cannot be loaded, or a file that is not what was
             exported; nothing is written.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     check_export(folder)
     report = compare(folder)
     write_text(folder / VERIFICATION, to_json(report) + "\n")

@@ -23,6 +23,7 @@ from lorahub_edge.merging.inject import inject_float, inject_int8
 from lorahub_edge.merging.saved_merge import EXAMPLES, MERGE_FORMAT, MERGE_RECORD, SURVIVAL
 from lorahub_edge.merging.survival import LayerSurvival, Survival
 from lorahub_edge.outputs import check_free, whole_folder
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import examples_text
 
 ROUNDINGS = ("nearest", "stochastic")
@@ -111,7 +112,7 @@ def merge(
     _gate(survival, min_survival, in_place_int8=in_place_int8, rounding=rounding, precision=precision)
     how = {"precision": precision, "in_place_int8": in_place_int8, "rounding": rounding, "seed": seed}
     merged = Merged(base, survival, source, _record(source, base, survival, {**how, "min_survival": min_survival}))
-    return merged if out is None else _save(merged, Path(out).expanduser().absolute())
+    return merged if out is None else _save(merged, local_path(out).absolute())
 
 
 def _check(
@@ -127,7 +128,7 @@ def _check(
         raise InvalidInput("rounding: the float source is rounded to nearest; stochastic goes with --in-place-int8")
     check_numbers(seed=seed, min_survival=min_survival)
     if out is not None:
-        check_free(Path(out).expanduser())
+        check_free(local_path(out))
 
 
 def _source(run: str | Path | Run) -> SavedRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.integrity import check_files, check_record
+from lorahub_edge.sources import read_json
 from lorahub_edge.tasks import Example, load_examples
 
 MERGE_FORMAT = "lorahub-edge-merge/1"
@@ -64,7 +64,7 @@ def open_merged(folder: Path) -> SavedMerge:
 
 def _record(folder: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(folder / MERGE_RECORD)
+    except UnsupportedFormat:
         return None
-    return record if isinstance(record, dict) and record.get("format") == MERGE_FORMAT else None
+    return record if record.get("format") == MERGE_FORMAT else None

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.integrity import check_hash, check_record
+from lorahub_edge.sources import local_path
 
 ADAPTER_FORMAT = "lorahub-edge-adapter/1"
 ADAPTERS, ADAPTER_SUFFIX = "adapters", ".safetensors"
@@ -81,7 +82,7 @@ def adapter_file(folder: Path, record: Mapping[str, Any], wanted: str | Path | N
         return None
     places = [folder / ADAPTERS / f"{wanted or takes['default']}{ADAPTER_SUFFIX}"]
     if wanted is not None:
-        places.insert(0, Path(wanted).expanduser())
+        places.insert(0, local_path(wanted))
     for place in places:
         if place.is_file():
             return place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line, refused_as
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.integrity import check_files, check_record
 from lorahub_edge.serve.adapter import Adapter, adapter_file, read_adapter
+from lorahub_edge.sources import local_path, read_json
 
 EXPORT_FORMAT = "lorahub-edge-export/1"
 RECORD, REFERENCE, VERIFICATION = "lorahub_edge.json", "reference.npz", "verification.json"
@@ -105,7 +105,7 @@ def open_folder(folder: str | Path, *, adapter: str | Path | None = None, is_che
 
     Cost: every file is read once, about a second per GB.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     record = read_record(folder)
     if not is_checked:
         check_files(folder, {n: value for n, value in record["files"].items() if n != REFERENCE}, "exported")
@@ -121,9 +121,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         UnsupportedFormat: of another format, incomplete, or not what was exported.
     """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         is_export = record["format"] == EXPORT_FORMAT
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (UnsupportedFormat, KeyError) as error:
         raise InvalidInput(
             f"{folder} is not an exported folder; expected one with a {RECORD} that lorahub-edge export wrote"
         ) from error
@@ -211,10 +211,11 @@ def _graph_names(record: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises nothing more particular
-        raise UnsupportedFormat(f"{folder}: its tokenizer.json cannot be read ({first_line(error)})") from error
+    path = folder / "tokenizer.json"
+    if not path.is_file():  # also a link to a device, which never ends
+        raise UnsupportedFormat(f"{folder}: tokenizer.json is missing; export again")
+    with refused_as(f"{folder}: its tokenizer.json cannot be read"):
+        tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -14,6 +14,7 @@ from lorahub_edge.base import Base, load_base
 from lorahub_edge.json_text import to_json
 from lorahub_edge.modules import LoraModule, read_module
 from lorahub_edge.outputs import check_free, whole_folder
+from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import Row, load_examples, to_examples
 from lorahub_edge.train.loop import OnStep
 from lorahub_edge.train.settings import TrainSettings
@@ -51,7 +52,7 @@ def train_module(
     """
     settings = settings or TrainSettings()
     settings.check()
-    out = Path(out).expanduser().absolute()
+    out = local_path(out).absolute()
     check_free(out)
     rows = load_examples(examples, split="train") if isinstance(examples, (str, Path)) else to_examples(examples)
     loaded = base if isinstance(base, Base) else _load_float(str(base), device)
