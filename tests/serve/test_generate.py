@@ -16,6 +16,7 @@ from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, open_fol
 from lorahub_edge.serve import model as serve_model
 from lorahub_edge.serve.beam import beam_search
 from tests import tiny
+from tests.resealed import reseal
 
 TEXTS = [text for text, _ in tiny.ROWS]
 
@@ -222,6 +223,7 @@ def test_a_tokenizer_that_cuts_does_not_cut_here(folders, tmp_path):
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(path))
+    reseal(folder)
     assert open_folder(folder).encode(TEXTS[0]) == open_folder(folders["t5"]).encode(TEXTS[0])
 
 
