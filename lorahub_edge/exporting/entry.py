@@ -103,7 +103,9 @@ def export(
     _check(precision, with_adapter, triton, in_place_int8)
     out = local_path(out).absolute()
     adds_adapter = with_adapter and (out / RECORD).is_file()
-    if not adds_adapter:
+    if adds_adapter:
+        check_export(out)
+    else:
         check_free(out)
     before = None if test is None else answer_source(source, test)
     found = open_source(
@@ -149,7 +151,7 @@ def _add_adapter(
     source: ExportSource, out: Path, precision: str, before: SourceAnswers | None
 ) -> tuple[dict[str, Any], Drift | None]:
     """Put a run's module beside the base that is there already, and verify the whole folder with it."""
-    record = check_export(out)
+    record = read_record(out)
     check_same_base(out, record, source, precision)
     with refused_as(f"{out / RECORD}: its forms are incomplete", "export to a new folder"):
         forms = {path: LayerForm(**form) for path, form in record["forms"].items()}
