@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from lorahub_edge.adaptation.run_folder import COEFFICIENTS, MANIFEST, RUN_FORMAT, RunFolder
+from lorahub_edge.adaptation.run_folder import ADAPTER, COEFFICIENTS, MANIFEST, RUN_FORMAT
+from lorahub_edge.json_text import to_json
 from lorahub_edge.modules import LoraFactors, LoraModule, find_modules, read_module, write_module
+from lorahub_edge.outputs import whole_folder
 from lorahub_edge.sources import sha256_files
 
 
@@ -23,14 +25,15 @@ def made_run(folder: Path, base: Path, modules: Path) -> Path:
     names = [module.name for module in find_modules(modules)]
     drawn = torch.rand(len(names), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     coefficients = dict(zip(names, drawn.tolist(), strict=True))
-    run = RunFolder(folder)
-    module = _composed(modules, coefficients)
-    write_module(module, run.adapter, base_name=str(base), task_type="SEQ_2_SEQ_LM", targets=["q", "v"])
-    run.write(COEFFICIENTS, coefficients)
     files = sha256_files(sorted(base.glob("*.safetensors")))
-    spec = {"spec": str(base.absolute()), "revision": None, "files": files}
-    run.write(MANIFEST, {"format": RUN_FORMAT, "base": spec, "prompt": {}, "max_new_tokens": 16})
-    run.finish()
+    spec = {"spec": str(base.absolute()), "revision": None, "precision": "int8", "files": files}
+    manifest = {"format": RUN_FORMAT, "base": spec, "prompt": {}, "max_new_tokens": 16}
+    module = _composed(modules, coefficients)
+    with whole_folder(folder) as run:
+        (run / ADAPTER).mkdir()
+        write_module(module, run / ADAPTER, base_name=str(base), task_type="SEQ_2_SEQ_LM", targets=["q", "v"])
+        for name, record in ((COEFFICIENTS, coefficients), (MANIFEST, manifest)):
+            (run / name).write_text(to_json(record))
     return folder
 
 

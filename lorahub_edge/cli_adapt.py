@@ -135,12 +135,12 @@ def _printed_if_not_written() -> Iterator[None]:
 
 
 def _default_out(examples: str | None, *, resume: bool) -> Path:
-    from lorahub_edge.adaptation.run_folder import default_name, newest_unfinished
+    from lorahub_edge.adaptation.run_folder import default_place, newest_unfinished
     from lorahub_edge.tasks import task_name
 
     task, runs = task_name(examples or pocket.DEFAULT_TASK), Path("runs")
     found = newest_unfinished(runs, task) if resume else None
-    return found or runs / default_name(task)
+    return found or default_place(runs, task)
 
 
 @one_line_errors

@@ -45,18 +45,20 @@ def greedy_answers(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers = [""] * len(encoded)
     tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
-    bases = bases_for(base, max(1, min(n_lanes(base.device.type, tokens), len(encoded))))
+    n = max(1, min(n_lanes(base.device.type, tokens), len(encoded)))
     lengths = [len(encoded[i]) + max_new_tokens for i in order]
-    batches = list(batches_of(lengths, min(batch_size, -(-len(order) // len(bases))), tokens // len(bases)))
+    batches = list(batches_of(lengths, min(batch_size, -(-len(order) // n)), tokens // n))
 
     def job_for(rows: list[int]) -> Callable[[Base], list[str]]:
         prompts = [encoded[i] for i in rows]
         return lambda place: [*map(prompt.answer_text, greedy_tokens(place, prompts, prompt, max_new_tokens))]
 
-    with ExitStack() as stack_of, Lanes(bases) as lanes:
+    with base.turn, ExitStack() as stack_of:
+        bases = bases_for(base, n)
         for place in bases:
             side_path = SidePath(place, stack)
             stack_of.enter_context(side_path.active(side_path.prepare(coefficients[None])))
+        lanes = stack_of.enter_context(Lanes(bases))
         groups = [order[batch] for batch in batches]
         for rows, texts in zip(groups, lanes.run(map(job_for, groups)), strict=True):
             for row, text in zip(rows, texts, strict=True):

@@ -27,7 +27,6 @@ class Injection:
     def __init__(self, base: Base, stack: ModuleStack) -> None:
         if base.precision != "int8":
             raise InvalidInput(f"evaluate_by 'inject' rounds into int8 rows: expected an int8 base, received {base!r}")
-        self._base = base
         self._stack = stack
         layers = [base.model.get_submodule(target.name) for target in stack.targets]
         self._layers = [layer for layer in layers if isinstance(layer, Int8Linear)]
@@ -40,14 +39,13 @@ class Injection:
     @contextmanager
     def active(self, coefficients: torch.Tensor) -> Iterator[list[ops.InjectReport]]:
         """Compute as one candidate (1, n_modules); yields what became of the delta, per target."""
-        with self._base.turn:
-            pristine = [layer.int8_weight for layer in self._layers]
-            try:
-                yield self._inject(coefficients[0])
-            finally:
-                for layer, weight in zip(self._layers, pristine, strict=True):
-                    layer.codes, layer.row_scale = weight.codes, weight.row_scale
-                    layer.inputs.forget()
+        pristine = [layer.int8_weight for layer in self._layers]
+        try:
+            yield self._inject(coefficients[0])
+        finally:
+            for layer, weight in zip(self._layers, pristine, strict=True):
+                layer.codes, layer.row_scale = weight.codes, weight.row_scale
+                layer.inputs.forget()
 
     def _inject(self, coefficients: torch.Tensor) -> list[ops.InjectReport]:
         reports = []

@@ -94,7 +94,9 @@ class PopulationForward:
         tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
         n = n_lanes(base.device.type, tokens, evaluate_by)
         self._graphs = graphs_on(base.device.type, evaluate_by)
-        self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack), self._graphs) for lane in bases_for(base, n)]
+        self._turn = base.turn
+        with self._turn:  # so that no other thread's training is in the layers that are looked up
+            self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack), self._graphs) for lane in bases_for(base, n)]
         self._lanes = Lanes(self._places)
         limits = CallLimits.on(base.device.type, tokens, n_lanes=n)
         self._buckets = _buckets(base, examples, limits)
@@ -136,7 +138,8 @@ class PopulationForward:
         def job_for(group: slice, buckets: list[_Bucket]) -> Callable[[_Place], None]:
             return lambda place: place.fill(result[group], coefficients[group], buckets)
 
-        deque(self._lanes.run(job_for(*job) for job in jobs), maxlen=0)
+        with self._turn:  # held here and not in the lanes: the caller's thread may hold it already
+            deque(self._lanes.run(job_for(*job) for job in jobs), maxlen=0)
         return result
 
 

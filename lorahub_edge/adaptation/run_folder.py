@@ -14,7 +14,9 @@ from. The next start with the same output and inputs goes on from them.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
+import os
 import re
 import shutil
 import warnings
@@ -26,7 +28,16 @@ from typing import Any
 from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL, Journals
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
-from lorahub_edge.outputs import fingerprint, is_vacant, locked, publish, whole_file, write_errors, write_text
+from lorahub_edge.outputs import (
+    fingerprint,
+    is_vacant,
+    locked,
+    publish,
+    remove_dead_partials,
+    whole_file,
+    write_errors,
+    write_text,
+)
 from lorahub_edge.sources import local_path, read_json
 
 RUN_FORMAT = "lorahub-edge-run/1"
@@ -82,15 +93,17 @@ def newest_unfinished(parent: Path, task: str) -> Path | None:
     """The final name of the run of a task that ended early last, of those in `parent` with a default name, or None."""
     unfinished = [path for path in parent.glob(f"*{UNFINISHED}") if (path / INPUTS).is_file()]
     interrupted = [path for path in parent.glob("*") if _was_interrupted(_manifest(path))]
-    is_its_name = re.compile(rf"{re.escape(task)}-\d{{8}}-\d{{6}}({re.escape(UNFINISHED)})?").fullmatch
+    is_its_name = re.compile(rf"{re.escape(task)}-\d{{8}}-\d{{6}}(-\d+)?({re.escape(UNFINISHED)})?").fullmatch
     ended = [path for path in (*unfinished, *interrupted) if is_its_name(path.name)]
     newest = max(ended, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else newest.with_name(newest.name.removesuffix(UNFINISHED))
 
 
-def default_name(task: str) -> str:
-    """What a run's folder is called unless a user names it."""
-    return f"{task}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+def default_place(parent: Path, task: str) -> Path:
+    """Where a run's folder goes unless a user names it; two runs of one second get two names."""
+    first = parent / f"{task}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    names = (first if n == 1 else first.with_name(f"{first.name}-{n}") for n in itertools.count(1))
+    return next(place for place in names if not (place.exists() or place.with_name(place.name + UNFINISHED).exists()))
 
 
 class RunFolder:
@@ -115,7 +128,7 @@ class RunFolder:
         self.folder = local_path(folder).absolute()
         self.unfinished = self.folder.with_name(self.folder.name + UNFINISHED)
         self._overwrite = overwrite
-        self._is_finished = False
+        self._has_begun = self._is_finished = False
         _check_place(self.folder)
         self._earlier = _manifest(self.folder)
         self._replaces = fingerprint(self.folder) if self._earlier is not None else None
@@ -130,6 +143,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         with write_errors(self.folder):
+            remove_dead_partials(self.unfinished)
             if not is_vacant(self.unfinished) and not (self.unfinished / INPUTS).is_file():
                 raise OutputExists(
                     f"{self.unfinished} exists and is no unfinished run; rename it, or name a new folder"
@@ -163,6 +177,7 @@ class RunFolder:
             if earlier == inputs:
                 self._go_on_from_interrupted()
         self._journals = Journals.in_folder(self.unfinished)
+        self._has_begun = True
         self._stack.callback(self._journals.close)
         return self._journals
 
@@ -213,7 +228,7 @@ class RunFolder:
             n_kept = _n_evaluations(self.unfinished)
             if n_kept == 0:
                 shutil.rmtree(self.unfinished, ignore_errors=True)
-            elif kind is not None:
+            elif kind is not None and self._has_begun:
                 warnings.warn(
                     f"{n_kept} evaluations are kept in {self.unfinished}; the same command goes on from there",
                     RunUnfinished,
@@ -226,6 +241,8 @@ def _check_place(folder: Path) -> None:
         raise OutputExists(f"output {folder} is a link; name a new folder")
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"output {folder} is a file; name a new folder")
+    if os.path.ismount(folder):
+        raise OutputExists(f"output {folder} is where a disk is mounted; name a new folder in it")
     if not is_vacant(folder) and not is_run_folder(folder):
         raise OutputExists(f"output folder {folder} exists and is not a run of lorahub-edge; name a new folder")
 

@@ -23,7 +23,6 @@ class SidePath:
     """
 
     def __init__(self, base: Base, stack: ModuleStack) -> None:
-        self._base = base
         self._stack = stack
         self._targets = stack.targets
         self._layers = [base.model.get_submodule(target.name) for target in stack.targets]
@@ -47,9 +46,9 @@ class SidePath:
     def active(self, composed: torch.Tensor) -> Iterator[None]:
         """Compute as the candidates that `prepare` composed: each owns as many rows of every input, in order.
 
-        Other threads wait for their turn at the base until the block ends.
+        Whoever shares the base with other threads holds its turn around this, and made the path inside that turn too.
         """
-        with self._base.turn, ExitStack() as stack:
+        with ExitStack() as stack:
             for target, layer in zip(self._targets, self._layers, strict=True):
                 A_t = target.A(composed).to(self._dtype).transpose(1, 2)
                 side = SideFactors(A_t, target.B(composed).contiguous(), target.scaling)

@@ -11,8 +11,8 @@ from lorahub_edge.base.checkpoint import FLOATS, Checkpoint
 from lorahub_edge.base.families import Family
 from lorahub_edge.errors import UnsupportedFormat
 
-# Made anew from the config by every version since 2023.
-_NEVER_NEEDED = (r"rotary_emb\.inv_freq$",)
+# Positions that every version since 2023 makes anew from the config, and a trainer's value head, which answers nothing.
+_NEVER_NEEDED = (r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$", r"(^|\.)position_ids$", r"^v_head\.")
 
 
 def match_tensors(

@@ -47,7 +47,8 @@ class Base:
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Module path -> (out_features, in_features) of every linear layer: what a LoRA module can target."""
         layers = (nn.Linear, Int8Linear)
-        return {n: (m.out_features, m.in_features) for n, m in self.model.named_modules() if isinstance(m, layers)}
+        with self.turn:
+            return {n: (m.out_features, m.in_features) for n, m in self.model.named_modules() if isinstance(m, layers)}
 
     def replica(self) -> Base:
         """The same base with modules of its own over the same tensors: what a thread may give side paths to."""

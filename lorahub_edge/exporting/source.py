@@ -58,9 +58,10 @@ class ExportSource:
             yield
             return
         stack = ModuleStack.build([self.module], self.base)
-        side_path = SidePath(self.base, stack)
-        with side_path.active(side_path.prepare(torch.ones(1, 1))):
-            yield
+        with self.base.turn:
+            side_path = SidePath(self.base, stack)
+            with side_path.active(side_path.prepare(torch.ones(1, 1))):
+                yield
 
 
 def open_source(

@@ -12,6 +12,7 @@ import functools
 import importlib
 import io
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ TRIAL_CANDIDATES, TRIAL_S = 40, 1.0
 
 # Where the number of modules is not known yet, an optimiser is refused if it works at neither size.
 _TRIAL_SIZES = (2, 20)
+
+# NumPy's global state, stdout and warnings are the process's: searches in several threads lend them in turn.
+_ONE_AT_A_TIME = threading.RLock()
 
 # nevergrad's optimisers that need the package bayes_opt, which loads scikit-learn and pandas: up to 80 MB for two names
 # of more than 500, so it is left out for all others. nevergrad itself treats it as one that may be missing.
@@ -178,7 +182,7 @@ class NevergradSearcher:
         return [self._optimizer.ask() for _ in range(size)]
 
     def _call(self, call: Callable[[], T]) -> T:
-        with _expected_warnings(), self._global_state.lent():
+        with _ONE_AT_A_TIME, _expected_warnings(), self._global_state.lent():
             return _aside(call, self.name)
 
 

@@ -52,6 +52,10 @@ class Surroundings:
     is_marked: bool = False
 
 
+class _NeverEnds(InvalidInput):
+    """A template that it would be no use to try again."""
+
+
 def chat_surroundings(tokenizer: PreTrainedTokenizerBase) -> Surroundings:
     """What a tokenizer's chat template puts around one user turn and the assistant's answer.
 
@@ -63,6 +67,8 @@ def chat_surroundings(tokenizer: PreTrainedTokenizerBase) -> Surroundings:
     """
     try:
         return _place(_Renderer(tokenizer, as_parts=False))
+    except _NeverEnds:
+        raise
     except InvalidInput as refused:
         try:
             return _place(_Renderer(tokenizer, as_parts=True))
@@ -89,7 +95,7 @@ class _Renderer:
         try:
             rendered = within(RENDER_LIMIT_S, render, name="chat template")
         except NotDone as error:
-            raise InvalidInput(f"has not rendered one user turn within {RENDER_LIMIT_S:g} s") from error
+            raise _NeverEnds(f"has not rendered one user turn within {RENDER_LIMIT_S:g} s") from error
         except Exception as error:  # a template is a program of the model's makers
             raise InvalidInput(f"fails on one user turn ({first_line(error)})") from error
         return str(rendered)

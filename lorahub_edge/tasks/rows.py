@@ -40,6 +40,7 @@ UNPLACED = (
     "hint", "demonstrations", "tools", "functions", "image", "images", "audio", "video",
 )  # fmt: skip
 _MAX_OPTIONS = 100
+_LEAST_REPEATED_WORDS = 3
 _MAX_CHARACTERS = 1 << 20  # of a question's part or an answer: hundreds of times what models read
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LARGEST_NUMBER = 10**100
@@ -127,12 +128,17 @@ def _turn(turn: Any, name: str, where: str) -> tuple[str, Any]:
 
 
 def _question(columns: Mapping[str, Any], where: str) -> str:
-    """What is asked: the question column behind those that are put before it. Empty ones are left out."""
+    """What is asked: the question column behind those that are put before it, unless it has their text already.
+
+    Empty ones are left out.
+    """
     given = [name for name in columns if not _is_blank(columns[name])] or [*columns][-1:]
     parts = {name: _text(name, columns[name], where) for name in given}
     questions = [name for name in parts if name in QUESTIONS]
     if len(questions) < 2:
-        return "\n".join(parts.values())
+        question = "".join(parts[name] for name in questions)
+        before = [t for n, t in parts.items() if n not in questions and not _is_repeated(t, question)]
+        return "\n".join([*before, *(parts[name] for name in questions)])
     for name in questions:  # a template that was filled in: its text holds all others
         if _all_stand_in(list(parts.values()), parts[name]):
             return parts[name]
@@ -200,6 +206,11 @@ def _texts_within(value: Any) -> list[Any]:
     if not _is_list(value):
         return [value]
     return [text for each in value for text in (each if _is_list(each) else [each])]
+
+
+def _is_repeated(text: str, question: str) -> bool:
+    """Whether a question was filled in with a text. A word or two may be there by chance, and are put before it."""
+    return len(text.split()) >= _LEAST_REPEATED_WORDS and _all_stand_in([text], question)
 
 
 def _all_stand_in(texts: list[Any], whole: str) -> bool:

@@ -17,6 +17,9 @@ from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 from tests import tiny
 
 FAST = {"budget": 3, "null_control": False}
+LONG_ROWS = [
+    {"input": "a red cat " * 29 + f"a red {word}", "target": "a"} for word in ("cat", "dog", "fish", "yes", "no")
+]
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32", "bf16"])
@@ -80,8 +83,7 @@ def test_room_is_left_for_recordings_of_calls(bases, module_folders, monkeypatch
     def workspace(n_kept):
         monkeypatch.setattr(memory_plan, "graphs_on", lambda *_: object() if n_kept == 2 else None)
         monkeypatch.setattr(memory_plan, "_call_bytes", lambda *of: call_bytes(*of[:-1], n_kept and of[-1]))
-        rows = [{"input": "a red cat " * 30, "target": "a"}] * 5
-        return lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], rows, device="cpu")[0].workspace_bytes
+        return lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], LONG_ROWS, device="cpu")[0].workspace_bytes
 
     call_bytes = memory_plan._call_bytes
     factors, launched, recorded = map(workspace, (0, 1, 2))
@@ -91,10 +93,9 @@ def test_room_is_left_for_recordings_of_calls(bases, module_folders, monkeypatch
 
 def test_nothing_is_planned_per_pair_of_tokens_where_our_attention_computes(bases, module_folders, monkeypatch):
     """A float base, and another instruction set, have T5's bias written out: twice four bytes per head and pair."""
-    rows = [{"input": "a red cat " * 30, "target": "a"}] * 5
 
     def workspace_bytes(precision):
-        plans = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], rows, device="cpu", precision=precision)
+        plans = lorahub_edge.plan(str(bases["t5"]), module_folders["t5"], LONG_ROWS, device="cpu", precision=precision)
         return plans[0].workspace_bytes
 
     monkeypatch.setattr("lorahub_edge.base.attention._is_fast_on", lambda device: True)

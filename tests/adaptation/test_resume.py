@@ -17,7 +17,7 @@ import torch
 import lorahub_edge
 from lorahub_edge.adaptation import PopulationForward, RunNotWritten, RunUnfinished
 from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL
-from lorahub_edge.adaptation.run_folder import default_name, newest_unfinished
+from lorahub_edge.adaptation.run_folder import default_place, newest_unfinished
 from lorahub_edge.errors import InvalidInput, OutputExists
 from lorahub_edge.outputs import locked
 from tests import tiny
@@ -124,8 +124,8 @@ def test_resume_wants_something_to_go_on_from_and_the_same_inputs(settings, tmp_
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RuntimeError), pytest.warns(RunUnfinished, match="the same command goes on"):
         lorahub_edge.adapt(**settings, out=out, on_progress=failing_at("search", 8, RuntimeError("power failure")))
-    other = {**settings, "examples": tiny.ROWS[:3]}
-    with pytest.raises(OutputExists, match="differs from this one in: examples"), pytest.warns(RunUnfinished):
+    other = {**settings, "examples": tiny.ROWS[1:5]}
+    with pytest.raises(OutputExists, match="differs from this one in: examples"):
         lorahub_edge.adapt(**other, out=out)
     again = lorahub_edge.adapt(**other, out=out, overwrite=True)
     assert again.manifest["search"]["evaluations_of_earlier_starts"] == 0
@@ -137,7 +137,11 @@ def test_the_newest_run_of_a_task_that_ended_early_is_found_by_its_default_name(
         folder.mkdir()
         (folder / "inputs.json").write_text("{}")
         os.utime(folder, (1000 - age, 1000 - age))
-    (tmp_path / default_name("fv")).mkdir()
+    places = []
+    for _ in range(3):
+        places.append(default_place(tmp_path, "fv"))
+        places[-1].mkdir()
+    assert len(set(places)) == 3
     assert newest_unfinished(tmp_path, "fv") == tmp_path / "fv-20260101-000000"
     assert newest_unfinished(tmp_path, "fv-antonym") == tmp_path / "fv-antonym-20260101-000000"
     assert newest_unfinished(tmp_path / "none", "fv") is None
@@ -159,7 +163,7 @@ def test_a_journal_with_a_line_that_is_none_is_refused_by_its_place(settings, tm
         lorahub_edge.adapt(**settings, out=tmp_path / "run", on_progress=failing_at("null", 0, RuntimeError("power")))
     journal = tmp_path / "run.unfinished" / JOURNAL
     journal.write_text(journal.read_text().replace('"loss": ', '"loss": "none", "was": ', 1))
-    with pytest.raises(InvalidInput, match=r"journal\.jsonl:1: not a line"), pytest.warns(RunUnfinished):
+    with pytest.raises(InvalidInput, match=r"journal\.jsonl:1: not a line"):
         lorahub_edge.adapt(**settings, out=tmp_path / "run")
 
 
@@ -167,6 +171,18 @@ def test_two_processes_do_not_write_one_run(settings, tmp_path):
     (tmp_path / "run.unfinished").mkdir()
     with locked(tmp_path / "run.unfinished"), pytest.raises(OutputExists, match="being written by another process"):
         lorahub_edge.adapt(**settings, out=tmp_path / "run")
+
+
+def test_a_kill_between_two_steps_of_the_start_blocks_no_name(settings, tmp_path):
+    """What the killed start had written was only a part of `inputs.json`."""
+    (tmp_path / "run.unfinished" / ".inputs.json.lorahub-edge-partial-deadbeef").mkdir(parents=True)
+    lorahub_edge.adapt(**{**settings, "budget": 4}, null_control=False, out=tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_is_a_mounted_disk_is_refused_at_once(settings):
+    with pytest.raises(OutputExists, match="is where a disk is mounted; name a new folder in it"):
+        lorahub_edge.adapt(**settings, out="/proc")
 
 
 def test_a_folder_that_happens_to_be_called_unfinished_is_left_alone(settings, tmp_path):

@@ -1,6 +1,6 @@
 """A Base may be shared by threads: each call answers as if it had been alone, and an error leaves nothing behind."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -8,6 +8,9 @@ import torch
 import lorahub_edge
 from lorahub_edge.adaptation import SidePath
 from lorahub_edge.modules import ModuleStack, load_modules
+from lorahub_edge.tasks import Example
+from lorahub_edge.train.settings import TrainSettings
+from lorahub_edge.train.tuning import tuned
 from tests import tiny
 
 INPUTS = [row[0] for row in tiny.ROWS] * 3
@@ -82,3 +85,27 @@ def test_a_path_inside_another_gives_its_place_back(bases, module_folders):
         with inner.active(inner.prepare(torch.zeros(1, 4))):
             assert not torch.equal(base.model(**inputs).logits, expected)
         assert torch.equal(base.model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("n_inputs", [1, 18])
+def test_answers_beside_a_training_are_those_of_the_module(bases, module_folders, two_torch_threads, n_inputs):
+    """PEFT puts layers of its own into the base while it trains; nobody may look layers up there meanwhile."""
+    base = lorahub_edge.load_base(str(bases["t5"]), precision="fp32", device="cpu")
+    model = models_of(base, load_modules(module_folders["t5"]))[1]
+    inputs = INPUTS[:n_inputs]
+    expected = model.predict(inputs)
+    settings = TrainSettings(max_steps=3, epochs=1, batch_size=2)
+    with ThreadPoolExecutor(2) as pool, tuned(base, [Example(*row) for row in tiny.ROWS], "lora", settings=settings):
+        asked = pool.submit(model.predict, inputs)
+        assert wait([asked], timeout=0.5).not_done, "it waits for the training to end"
+    assert asked.result() == expected
+
+
+def test_whoever_trains_may_evaluate_meanwhile(bases, module_folders, two_torch_threads):
+    """The training holds the base's turn; the lanes that evaluate in its name must not wait for it."""
+    base = lorahub_edge.load_base(str(bases["t5"]), precision="fp32", device="cpu")
+    model = models_of(base, load_modules(module_folders["t5"]))[0]
+    settings = TrainSettings(max_steps=1, epochs=1)
+    with tuned(base, [Example(*row) for row in tiny.ROWS], "full", settings=settings):
+        score = model.evaluate(tiny.ROWS)
+    assert score.n_examples == len(tiny.ROWS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from lorahub_edge.base import Int8Linear, Int8Weight, load_base, save_base
@@ -276,3 +277,12 @@ def test_loading_never_holds_the_float_model(tmp_path):
     largest_tensor = 8192 * 1024 * 4
     # slack for code loaded on the way and holes in the heap: 30 to 80 MB seen; holding all tensors takes 400 MB more
     assert peak - before < weight_bytes + largest_tensor + 120e6
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "encoder.position_ids", "encoder.rotary_emb.cos_cached"])
+def test_tensors_that_change_no_answer_are_left_out(bases, tmp_path, name):
+    folder = Path(shutil.copytree(bases["t5"], tmp_path / "base"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: torch.zeros(1, 4)}, folder / "model.safetensors")
+    base = load_base(str(folder), precision="fp32", device="cpu")
+    assert torch.equal(base.model.shared.weight, tensors["shared.weight"])

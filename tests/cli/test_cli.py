@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from lorahub_edge import terminal
 from lorahub_edge.cli import app
 from tests import tiny
 
@@ -21,7 +22,7 @@ COMMANDS = [
 def call(monkeypatch, tmp_path):
     """Run the command line in an empty folder, 200 columns wide."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.answers, "_width", 200)
     return lambda *arguments, **options: CliRunner().invoke(app, [str(a) for a in arguments], **options)
 
 

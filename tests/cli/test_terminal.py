@@ -53,7 +53,7 @@ def test_a_terminal_without_unicode_shows_codes():
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.answers, "_width", 200)
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
 
 

@@ -20,6 +20,7 @@ READ = [
     ({"Input ": "q", " TARGET": "a", "Id": 3, "split": "x", "score": math.nan, "text": "all of it"}, "q"),
     # an instruction and what stands before a question are part of it
     ({"instruction": "double it", "input": "7", "output": "a"}, "double it\n7"),
+    ({"instruction": "say no", "input": "or say no more", "output": "a"}, "say no\nor say no more"),
     ({"instruction": "name a colour", "input": "", "output": "a"}, "name a colour"),
     ({"instruction": "name a colour", "input": None, "output": "a"}, "name a colour"),
     ({"instruction": "name a colour", "input": math.nan, "output": "a"}, "name a colour"),
@@ -92,6 +93,18 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "question"), READ, ids=range(len(READ)))
 def test_every_part_of_the_question_is_in_the_input(row, question):
     assert to_examples([row]) == [Example(question or row["input"], "a")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": "Passage: The cat sat. Question: who sat?", "passage": "The cat sat."},
+        {"inputs": "Definition: Do X twice. Now: 7", "definition": "do x twice."},
+    ],
+)
+def test_what_a_filled_in_question_has_already_is_not_put_before_it_again(row):
+    question = row.get("input") or row["inputs"]
+    assert to_examples([{**row, ("targets" if "inputs" in row else "target"): "a"}]) == [Example(question, "a")]
 
 
 @pytest.mark.parametrize(("row", "message"), REFUSED, ids=range(len(REFUSED)))
