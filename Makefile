@@ -85,7 +85,7 @@ sanitize: $(VENV)/.installed-dev
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=tests/sanitize LORAHUB_EDGE_SANITIZED=$(CURDIR)/build/sanitize \
-	  $(PYTEST) tests/kernels --ignore-glob='*cuda*'
+	  $(BIN)/python -m pytest -q tests/kernels --ignore-glob='*cuda*'
 
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1000

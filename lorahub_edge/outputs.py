@@ -159,6 +159,23 @@ def locked(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@contextmanager
+def claimed(folder: Path, place: Path) -> Iterator[None]:
+    """Hold a folder's lock inside a with block, as the one who writes the output `place`.
+
+    Raises:
+        OutputExists: another process holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise OutputExists(
+                f"output folder {place} is being written by another process; wait for it, or name a new one"
+            ) from error
+        yield
+
+
 def remove(folder: Path) -> None:
     """Take a folder out of sight at once, then delete it: nobody finds half of it."""
     with _partial_of(folder) as trash:

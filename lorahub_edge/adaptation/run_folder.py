@@ -29,9 +29,9 @@ from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOUR
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import (
+    claimed,
     fingerprint,
     is_vacant,
-    locked,
     publish,
     remove_dead_partials,
     whole_file,
@@ -149,12 +149,7 @@ class RunFolder:
                     f"{self.unfinished} exists and is no unfinished run; rename it, or name a new folder"
                 )
             self.unfinished.mkdir(parents=True, exist_ok=True)
-            try:
-                self._stack.enter_context(locked(self.unfinished))
-            except BlockingIOError as error:
-                raise OutputExists(
-                    f"output folder {self.folder} is being written by another process; wait for it, or name a new one"
-                ) from error
+            self._stack.enter_context(claimed(self.unfinished, self.folder))
 
     def begin(self, inputs: Inputs) -> Journals:
         """The journals, with what an earlier start computed from the same inputs.

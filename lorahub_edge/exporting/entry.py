@@ -30,7 +30,7 @@ from lorahub_edge.json_text import to_json
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import peak_memory
 from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
-from lorahub_edge.outputs import check_free, whole_folder, write_text
+from lorahub_edge.outputs import check_free, claimed, whole_folder, write_text
 from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, read_record
 from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
@@ -115,7 +115,8 @@ def export(
         kind = type(found.base.tokenizer).__name__
         raise UnsupportedFormat(f"export: {source}: tokenizer.json cannot hold a {kind}, so clients could not read it")
     if adds_adapter:
-        report, drift = _add_adapter(found, out, precision, before)
+        with claimed(out, out):
+            report, drift = _add_adapter(found, out, precision, before)
     else:
         triton_name = out.name if triton else None
         report, drift = _write_new(found, out, precision, triton_name, inline_limit_bytes, before)

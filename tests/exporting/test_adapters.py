@@ -15,6 +15,7 @@ from lorahub_edge.errors import InvalidInput, OutputExists, UnsupportedFormat
 from lorahub_edge.exporting import VerificationFailed
 from lorahub_edge.exporting.source import ExportSource
 from lorahub_edge.integrity import sealed
+from lorahub_edge.outputs import locked
 from lorahub_edge.serve import OnnxModel, generate, open_folder
 from lorahub_edge.serve.adapter import tensors_sha256
 from tests import tiny
@@ -206,3 +207,11 @@ def test_an_adapter_of_another_rank_goes_beside_the_same_base(shared, tmp_path):
     change(path, lambda name, t: np.concatenate([t, t]) / 2 if name.endswith("A") else np.concatenate([t, t], 1))
     assert torch.tensor(load_file(path)[f"{Q}.lora_A"]).shape == (8, 32)
     assert answers(shared, path) == answers(shared, "run")
+
+
+def test_two_exports_do_not_write_into_one_folder(shared, run, tmp_path):
+    folder = shutil.copytree(shared, tmp_path / "shared")
+    third = shutil.copytree(run, tmp_path / "third")
+    with locked(folder), pytest.raises(OutputExists, match="is being written by another process"):
+        lorahub_edge.export(third, folder, with_adapter=True)
+    assert list((folder / "adapters").glob("third*")) == []
