@@ -1,8 +1,13 @@
-"""A stranger's config, checked before anything is built from it, as transformers' config object."""
+"""A stranger's config and tokenizer, checked before anything is built from them."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -22,6 +27,8 @@ _NEVER_TAKEN = ("auto_map", "attn_implementation", "_attn_implementation", "_att
 _OWN_QUANTISATION = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 _QUANTISATIONS = ("quantization_config", "compression_config")
 _MAX_NUMBER = 3.0e38  # float32's
+# Of a tokenizer's normalizer: its steps, and how many times longer they may make a text.
+_MAX_STEPS, _MAX_GROWTH = 1000, 64
 
 
 def refuse_foreign_quantisation(config: Mapping[str, Any], *, where: str) -> None:
@@ -81,3 +88,34 @@ def _numbers(value: Any) -> Iterator[int | float]:
     elif isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _numbers(part)
+
+
+def check_normalizer(path: Path) -> None:
+    """Refuse a tokenizer.json whose normalizer could make a text many times longer: each step may double it again.
+
+    Raises:
+        UnsupportedFormat: names the factor. A file that is no JSON is left to whoever reads it.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for found in re.finditer(r'(?<!\\)"normalizer"\s*:\s*', text):  # the rest of the file is megabytes of vocabulary
+        with contextlib.suppress(ValueError, RecursionError):
+            normalizer, _ = json.JSONDecoder().raw_decode(text, found.end())
+            if (growth := _growth(normalizer)) > _MAX_GROWTH:
+                raise UnsupportedFormat(
+                    f"{path}: its normalizer could make a text {growth:.3g} times longer; expected at most "
+                    f"{_MAX_GROWTH} times"
+                )
+
+
+def _growth(normalizer: Any) -> float:
+    """How many times longer a text can become, at most."""
+    if not isinstance(normalizer, dict):
+        return 1.0
+    steps = normalizer.get("normalizers")
+    if isinstance(steps, list):
+        return math.prod(_growth(step) for step in steps[:_MAX_STEPS]) if len(steps) <= _MAX_STEPS else math.inf
+    pattern, content = normalizer.get("pattern"), normalizer.get("content")
+    if not isinstance(pattern, dict) or not isinstance(content, str):
+        return 1.0
+    replaced = pattern.get("String")
+    return max(1.0, len(content) / max(1, len(replaced) if isinstance(replaced, str) else 1))

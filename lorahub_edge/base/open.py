@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from lorahub_edge import pocket
 from lorahub_edge.base.checkpoint import Checkpoint, SafetensorsCheckpoint, open_bin, open_shards
-from lorahub_edge.base.config import make_config, refuse_foreign_quantisation
+from lorahub_edge.base.config import check_normalizer, make_config, refuse_foreign_quantisation
 from lorahub_edge.base.contents import match_tensors
 from lorahub_edge.base.families import Family, family_of
 from lorahub_edge.base.files import CONFIG, VOCABULARY_FILES, choose_base_files, choose_weights
@@ -151,6 +151,8 @@ def _load_tokenizer(source: Source, config: PreTrainedConfig, header: GgufHeader
     gguf = {} if header is None else {"gguf_file": header.path.name}
     has_vocabulary = bool(gguf) or any((source.folder / name).is_file() for name in VOCABULARY_FILES)
     lacks = f"base '{source.spec}' has no tokenizer; expected one of {', '.join(VOCABULARY_FILES)}"
+    if header is None and (source.folder / "tokenizer.json").is_file():
+        check_normalizer(source.folder / "tokenizer.json")
     with refused_as(f"base '{source.spec}': its tokenizer cannot be read" if has_vocabulary else lacks):
         # the config is given, so that transformers reads no other; code that comes with a base is never run
         tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, trust_remote_code=False, **gguf)

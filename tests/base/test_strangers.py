@@ -109,6 +109,18 @@ def index(*names):
     return edit
 
 
+def doubling_normalizer(n):
+    """Each step writes two letters for one: n of them take n powers of two of memory, as the tokenizer is loaded."""
+
+    def edit(folder):
+        path = folder / "tokenizer.json"
+        step = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+        tokenizer = json.loads(path.read_text())
+        path.write_text(json.dumps({**tokenizer, "normalizer": {"type": "Sequence", "normalizers": [step] * n}}))
+
+    return edit
+
+
 CASES = {
     "config: not JSON": (text("config.json", "{"), "not readable as JSON"),
     "config: a list": (text("config.json", "[]"), "expected a JSON object"),
@@ -169,6 +181,7 @@ CASES = {
     "bin: cut": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "not a plain file of tensors"),
     "tokenizer: not JSON": (text("tokenizer.json", "{"), "tokenizer cannot be read"),
     "tokenizer: nothing in it": (text("tokenizer.json", "{}"), "tokenizer cannot be read"),
+    "tokenizer: doubles": (doubling_normalizer(22), r"its normalizer could make a text 4\.19e\+06 times longer"),
     "tokenizer: config": (text("tokenizer_config.json", "[]"), "tokenizer cannot be read"),
     "tokenizer: a length": (text("tokenizer_config.json", '{"model_max_length": "8"}'), "tokenizer cannot be read"),
     "tokenizer: class": (text("tokenizer_config.json", '{"tokenizer_class": 5}'), "tokenizer cannot be read"),
