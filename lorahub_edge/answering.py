@@ -19,7 +19,7 @@ from lorahub_edge.serve import OnnxModel, generate, open_folder
 from lorahub_edge.serve.folder import RECORD
 from lorahub_edge.serve.generate import checked_prompt
 from lorahub_edge.sources import local_path
-from lorahub_edge.tasks import exact_match
+from lorahub_edge.tasks import PromptFormat, exact_match
 from lorahub_edge.texts import checked_texts
 
 
@@ -102,4 +102,5 @@ def _load_merged(merged: SavedMerge, device: str) -> AdaptedModel:
     precision = str(merged.record.get("precision"))
     base = load_base(str(merged.folder), precision=precision, device=device, cache=default_cache())
     nothing_beside = LoraModule("merged", {})
-    return AdaptedModel.of_module(base, nothing_beside, merged.prompt, merged.max_new_tokens)
+    prompt = PromptFormat.of_record(base, merged.prompt)
+    return AdaptedModel.of_module(base, nothing_beside, prompt, merged.max_new_tokens)

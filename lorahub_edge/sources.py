@@ -120,6 +120,15 @@ def read_json(path: Path, *, max_bytes: int = 64 << 20, keys_once: bool = False)
     return content
 
 
+def record_of(path: Path, format_: str) -> dict[str, Any] | None:
+    """The record in a file of ours, or None if the file holds none of this format."""
+    try:
+        record = read_json(path)
+    except UnsupportedFormat:
+        return None
+    return record if record.get("format") == format_ else None
+
+
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -61,11 +60,11 @@ class AdaptedModel:
     max_new_tokens: int
 
     @classmethod
-    def of_module(cls, base: Base, module: LoraModule, prompt: Mapping[str, Any], max_new_tokens: int) -> AdaptedModel:
-        """A base with one module beside it, as it is; `prompt` is a record, see `PromptFormat.of_record`."""
+    def of_module(cls, base: Base, module: LoraModule, prompt: PromptFormat, max_new_tokens: int) -> AdaptedModel:
+        """A base with one module beside it, as it is."""
         stack = ModuleStack.build([module], base)
         as_it_is = torch.ones(1, dtype=torch.float64)
-        return cls(base, stack, as_it_is, PromptFormat.of_record(base, prompt), max_new_tokens)
+        return cls(base, stack, as_it_is, prompt, max_new_tokens)
 
     @classmethod
     def of_run(cls, run: SavedRun, *, device: str = "auto") -> AdaptedModel:
@@ -75,7 +74,7 @@ class AdaptedModel:
             InvalidInput: the base is gone or no longer the same.
         """
         base = run.load_base(device=device, cache=default_cache())
-        return cls.of_module(base, run.module, run.prompt, run.max_new_tokens)
+        return cls.of_module(base, run.module, PromptFormat.of_record(base, run.prompt), run.max_new_tokens)
 
     def predict(self, inputs: Sequence[str], *, batch_size: int = 16) -> list[str]:
         """Greedy answers to texts, in order.

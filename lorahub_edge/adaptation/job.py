@@ -93,12 +93,11 @@ class Job:
         if outcome.null_modules is not None:
             with contextlib.suppress(KeyboardInterrupt):  # the search is done; a half-searched null compares nothing
                 controls.append(self._null(base, outcome.null_modules))
-        stack = ModuleStack.build([outcome.module], base)
-        ones = torch.ones(1, dtype=torch.float64)
+        encoded = self.encoded
         coefficients = dict(zip(self.names, outcome.result.best.coefficients.tolist(), strict=True))
         return Run(
             task=self.task,
-            model=AdaptedModel(base, stack, ones, self.encoded.prompt, self.encoded.max_new_tokens),
+            model=AdaptedModel.of_module(base, outcome.module, encoded.prompt, encoded.max_new_tokens),
             module=outcome.module,
             coefficients=coefficients,
             table=(*controls, adapted),

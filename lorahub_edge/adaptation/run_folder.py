@@ -38,7 +38,7 @@ from lorahub_edge.outputs import (
     write_errors,
     write_text,
 )
-from lorahub_edge.sources import local_path, read_json
+from lorahub_edge.sources import local_path, read_json, record_of
 
 RUN_FORMAT = "lorahub-edge-run/1"
 MANIFEST, COEFFICIENTS, ADAPTER, EXAMPLES = "manifest.json", "coefficients.json", "adapter", "examples.jsonl"
@@ -73,8 +73,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    manifest = _read_object(folder / MANIFEST)
-    return manifest if manifest is not None and manifest.get("format") == RUN_FORMAT else None
+    return record_of(folder / MANIFEST, RUN_FORMAT)
 
 
 def _was_interrupted(manifest: Mapping[str, Any] | None) -> bool:
@@ -82,19 +81,15 @@ def _was_interrupted(manifest: Mapping[str, Any] | None) -> bool:
     return isinstance(search, dict) and search.get("interrupted") is True
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except UnsupportedFormat:
-        return None
+def _is_unfinished(folder: Path) -> bool:
+    return folder.name.endswith(UNFINISHED) and (folder / INPUTS).is_file()
 
 
 def newest_unfinished(parent: Path, task: str) -> Path | None:
     """The final name of the run of a task that ended early last, of those in `parent` with a default name, or None."""
-    unfinished = [path for path in parent.glob(f"*{UNFINISHED}") if (path / INPUTS).is_file()]
-    interrupted = [path for path in parent.glob("*") if _was_interrupted(_manifest(path))]
     is_its_name = re.compile(rf"{re.escape(task)}-\d{{8}}-\d{{6}}(-\d+)?({re.escape(UNFINISHED)})?").fullmatch
-    ended = [path for path in (*unfinished, *interrupted) if is_its_name(path.name)]
+    runs = [path for path in parent.glob("*") if is_its_name(path.name)]
+    ended = [path for path in runs if _is_unfinished(path) or _was_interrupted(_manifest(path))]
     newest = max(ended, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else newest.with_name(newest.name.removesuffix(UNFINISHED))
 
@@ -129,14 +124,14 @@ class RunFolder:
         self.unfinished = self.folder.with_name(self.folder.name + UNFINISHED)
         self._overwrite = overwrite
         self._has_begun = self._is_finished = False
-        _check_place(self.folder)
         self._earlier = _manifest(self.folder)
+        _check_place(self.folder, is_run=self._earlier is not None)
         self._replaces = fingerprint(self.folder) if self._earlier is not None else None
         if self._earlier is not None and not overwrite and not _was_interrupted(self._earlier):
             raise OutputExists(
                 f"output folder {self.folder} holds an earlier run; add --overwrite or name a new folder"
             )
-        if resume and not (_was_interrupted(self._earlier) or (self.unfinished / INPUTS).is_file()):
+        if resume and not (_was_interrupted(self._earlier) or _is_unfinished(self.unfinished)):
             raise InvalidInput(f"resume: expected a run that ended early in {self.unfinished}, found none")
         self._stack = ExitStack()
         self._lock()
@@ -144,7 +139,7 @@ class RunFolder:
     def _lock(self) -> None:
         with write_errors(self.folder):
             remove_dead_partials(self.unfinished)
-            if not is_vacant(self.unfinished) and not (self.unfinished / INPUTS).is_file():
+            if not is_vacant(self.unfinished) and not _is_unfinished(self.unfinished):
                 raise OutputExists(
                     f"{self.unfinished} exists and is no unfinished run; rename it, or name a new folder"
                 )
@@ -161,7 +156,9 @@ class RunFolder:
             OutputExists: an unfinished or interrupted run with other inputs is there, and not `overwrite`.
         """
         earlier = (self._earlier or {}).get("inputs") if _was_interrupted(self._earlier) else None
-        found = _read_object(self.unfinished / INPUTS)
+        found = None
+        with suppress(UnsupportedFormat):
+            found = read_json(self.unfinished / INPUTS)
         if not self._overwrite:
             _check_same_inputs(self.folder, earlier, inputs)
             _check_same_inputs(self.unfinished, found, inputs)
@@ -231,14 +228,14 @@ class RunFolder:
                 )
 
 
-def _check_place(folder: Path) -> None:
+def _check_place(folder: Path, *, is_run: bool) -> None:
     if folder.is_symlink():
         raise OutputExists(f"output {folder} is a link; name a new folder")
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"output {folder} is a file; name a new folder")
     if os.path.ismount(folder):
         raise OutputExists(f"output {folder} is where a disk is mounted; name a new folder in it")
-    if not is_vacant(folder) and not is_run_folder(folder):
+    if not is_run and not is_vacant(folder):
         raise OutputExists(f"output folder {folder} exists and is not a run of lorahub-edge; name a new folder")
 
 

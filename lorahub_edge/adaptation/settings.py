@@ -72,7 +72,12 @@ class RunSettings:
         check_numbers(**{name: getattr(self, name) for name in names}, max_memory=self.budget_bytes)
         _check_name("evaluate_by", self.evaluate_by, ROUTES)
         _check_name("stack_dtype", self.stack_dtype, STACK_DTYPES)
-        check_optimizer(self.optimizer or chosen.optimizer, budget=self.budget or chosen.budget)
+        check_optimizer(self.chosen_optimizer, budget=self.budget or chosen.budget)
+
+    @property
+    def chosen_optimizer(self) -> str:
+        """The user's, or else the preset's."""
+        return self.optimizer or preset_by_name(self.preset).optimizer
 
     @property
     def budget_bytes(self) -> int | None:

@@ -96,7 +96,7 @@ def default_max_new_tokens(examples: Sequence[EncodedExample]) -> int:
 
 def plan_memory(opened: Opened, encoded: Encoded, settings: RunSettings, cache: Cache | None) -> list[MemoryPlan]:
     """All that the run may do with memory, what gives up least first; see `choose_plan`."""
-    load_optimisers(settings.search(1).optimizer)  # before what Python itself takes is measured
+    load_optimisers(settings.chosen_optimizer)  # before what Python itself takes is measured
     tested_tokens = max((len(ids) + encoded.max_new_tokens for ids in encoded.test), default=0)
     return memory_plans(
         opened.base,

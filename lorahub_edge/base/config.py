@@ -26,7 +26,7 @@ _WIDTHS = (
 _NEVER_TAKEN = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _OWN_QUANTISATION = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 _QUANTISATIONS = ("quantization_config", "compression_config")
-_MAX_NUMBER = 3.0e38  # float32's
+MAX_NUMBER = 3.0e38  # beyond it float32 is infinite
 # Of a tokenizer's normalizer: its steps, and how many times longer they may make a text.
 _MAX_STEPS, _MAX_GROWTH = 1000, 64
 
@@ -73,7 +73,7 @@ def make_config(config: Mapping[str, Any], checkpoint: Checkpoint, *, where: str
                 f"{where}: its config says {name} = {str(value)[:40]}, but the weights allow 1 to {limits[name]}"
             )
     for number in _numbers(config):
-        if not abs(number) <= _MAX_NUMBER:  # nor NaN
+        if not abs(number) <= MAX_NUMBER:  # nor NaN
             raise UnsupportedFormat(
                 f"{where}: its config has the number {str(number)[:40]}, which float32 does not hold"
             )

@@ -19,7 +19,7 @@ SIDE_FILES = (
     "chat_template.jinja",
 )
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-_PART_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+PART_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _IMAGE_ENCODER = "mmproj"
 
 
@@ -58,7 +58,7 @@ def choose_weights(names: Iterable[str], pick: str | None = None) -> list[str]:
 
 
 def _choose_gguf(files: list[str], pick: str | None) -> list[str]:
-    whole = [n for n in files if not _PART_OF_SEVERAL.search(n)]
+    whole = [n for n in files if not PART_OF_SEVERAL.search(n)]
     meant = [n for n in whole if pick is None or _is_meant(n, pick)]
     if len(meant) == 1 or not (files or pick):
         return meant

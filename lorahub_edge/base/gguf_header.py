@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import mmap
-import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lorahub_edge.base.files import PART_OF_SEVERAL
 from lorahub_edge.errors import UnsupportedFormat
 
 # A vocabulary of 262,144 tokens has three arrays of that length, and one of merges. Readers of other libraries, which
@@ -26,7 +26,6 @@ _MAX_ENTRIES = 1 << 16
 _MAX_DIMENSIONS = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
-_PART_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class GgufHeader:
         Raises:
             UnsupportedFormat: it is broken, cut short, or one part of several.
         """
-        if _PART_OF_SEVERAL.search(path.name):
+        if PART_OF_SEVERAL.search(path.name):
             raise UnsupportedFormat(f"{path}: one part of several; join them with `llama-gguf-split --merge` first")
         try:
             with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

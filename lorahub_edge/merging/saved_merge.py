@@ -9,7 +9,7 @@ from typing import Any
 
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.integrity import check_files, check_record
-from lorahub_edge.sources import read_json
+from lorahub_edge.sources import record_of
 from lorahub_edge.tasks import Example, load_examples
 
 MERGE_FORMAT = "lorahub-edge-merge/1"
@@ -37,7 +37,7 @@ class SavedMerge:
 
 def is_merged_folder(folder: Path) -> bool:
     """Whether `merge` wrote this folder."""
-    return _record(folder) is not None
+    return record_of(folder / MERGE_RECORD, MERGE_FORMAT) is not None
 
 
 def open_merged(folder: Path) -> SavedMerge:
@@ -48,7 +48,7 @@ def open_merged(folder: Path) -> SavedMerge:
 
     Cost: every file is read once, about a second per GB.
     """
-    record = _record(folder)
+    record = record_of(folder / MERGE_RECORD, MERGE_FORMAT)
     if record is None:
         raise UnsupportedFormat(f"{folder}: expected a merged folder, with a {MERGE_RECORD} of format {MERGE_FORMAT}")
     check_record(record, folder / MERGE_RECORD, "merged")
@@ -60,11 +60,3 @@ def open_merged(folder: Path) -> SavedMerge:
     path = folder / EXAMPLES
     examples = tuple(load_examples(path)) if path.is_file() else ()
     return SavedMerge(folder, record, prompt, max_new_tokens, examples)
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    try:
-        record = read_json(folder / MERGE_RECORD)
-    except UnsupportedFormat:
-        return None
-    return record if record.get("format") == MERGE_FORMAT else None
