@@ -126,7 +126,15 @@ def test_an_optimiser_that_fails_half_way_is_named_and_its_evaluations_are_kept(
     assert [float(e.coefficients[0]) for e in journal] == [0.5, 0.25]
 
 
-def test_ctrl_c_while_an_optimiser_thinks_gives_the_best_so_far():
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell starts what runs in its background with the signal ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_an_optimiser_thinks_gives_the_best_so_far(heeds_ctrl_c):
     def think():
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait()
