@@ -92,9 +92,8 @@ def to_batch(tokenizer: Tokenizer, rows: list[Row]) -> dict[str, Tensor]:
     return {"input_ids": inputs, "attention_mask": (inputs != 0).long(), "labels": labels}
 
 
-def batches(tokenizer: Tokenizer, settings: BaseSettings) -> Iterator[dict[str, Tensor]]:
+def batches(tokenizer: Tokenizer, rows: Iterator[Row], settings: BaseSettings) -> Iterator[dict[str, Tensor]]:
     """Batches of rows of about equal length, so that little is padding; the order of lengths stays random."""
-    rows = upstream.base_rows(settings.seed)
     rng = np.random.default_rng(settings.seed)
     count = settings.rows_per_step
     while True:
@@ -123,14 +122,23 @@ def learning_rate_share(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * min(1.0, max(0.02, 2 * (1 - step / steps)))
 
 
-def train_base(tokenizer: Tokenizer, settings: BaseSettings) -> T5ForConditionalGeneration:
-    """Train from nothing; returns the model in float32, in eval mode."""
+def train_base(
+    tokenizer: Tokenizer, settings: BaseSettings, rows: Iterator[Row] | None = None
+) -> T5ForConditionalGeneration:
+    """Train from nothing; returns the model in float32, in eval mode.
+
+    Args:
+        tokenizer: of the rows.
+        settings: the model's shape and how it is trained.
+        rows: endless; None for the committed base's mixture.
+    """
     torch.set_num_threads(1)
     model = new_model(tokenizer.get_vocab_size(), settings)
     model.train()
     optimizers = make_optimizers(model, settings.learning_rate)
+    rows = upstream.base_rows(settings.seed) if rows is None else rows
     total, start = 0.0, time.perf_counter()
-    for step, batch in enumerate(islice(batches(tokenizer, settings), settings.steps)):
+    for step, batch in enumerate(islice(batches(tokenizer, rows, settings), settings.steps)):
         rate = settings.learning_rate * learning_rate_share(step, settings.steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
