@@ -241,6 +241,7 @@ class Job:
             inputs=dict(self.inputs),
             prompt=self.encoded.prompt.as_record(),
             max_new_tokens=self.encoded.max_new_tokens,
+            answer_tokens=[len(example.target_ids) for example in self.encoded.examples],
             **self.encoded.lost,
             memory_plan=self.plan.as_record(),
             search={

@@ -28,6 +28,7 @@ def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
     return {
         "index": evaluated.index,
         **{name: getattr(evaluated.value, name) for name in _NUMBERS},
+        "example_losses": list(evaluated.value.example_losses),
         "coefficients": evaluated.coefficients.tolist(),
     }
 
@@ -183,5 +184,13 @@ def _key(record: Mapping[str, Any]) -> bytes:
 
 
 def _value(record: Mapping[str, Any]) -> Value:
-    mean_loss, loss, l1_penalty = (record[name] for name in ("mean_loss", "loss", "l1_penalty"))
-    return Value(*(math.nan if number is None else float(number) for number in (mean_loss, loss, l1_penalty)))
+    return Value(
+        mean_loss=_number(record["mean_loss"]),
+        loss=_number(record["loss"]),
+        l1_penalty=_number(record["l1_penalty"]),
+        example_losses=tuple(map(_number, record["example_losses"])),
+    )
+
+
+def _number(number: float | None) -> float:
+    return math.nan if number is None else float(number)

@@ -85,12 +85,15 @@ class Value:
         mean_loss: cross-entropy per answer token; comparable between all forms, presets and controls.
         loss: the form's own loss term.
         l1_penalty: the form's penalty term.
+        example_losses: cross-entropy per answer token of each example, in the order drawn; `mean_loss` is their mean
+            weighted by answer tokens.
         objective: loss + l1_penalty, what the search minimises.
     """
 
     mean_loss: float
     loss: float
     l1_penalty: float
+    example_losses: tuple[float, ...]
 
     @property
     def objective(self) -> float:
@@ -146,11 +149,12 @@ class Objective:
     def _compute(self, coefficients: Array) -> list[Value]:
         nll = self._forward.negative_log_likelihoods(torch.from_numpy(coefficients)).numpy()
         columns = (
-            mean_token_loss(nll, self._n_tokens),
-            self._form.loss(nll, self._n_tokens),
-            self._form.l1_penalty(coefficients, self._alpha),
+            mean_token_loss(nll, self._n_tokens).tolist(),
+            self._form.loss(nll, self._n_tokens).tolist(),
+            self._form.l1_penalty(coefficients, self._alpha).tolist(),
+            map(tuple, (nll / self._n_tokens).tolist()),
         )
-        return [Value(*map(float, row)) for row in zip(*columns, strict=True)]
+        return [Value(*row) for row in zip(*columns, strict=True)]
 
 
 @contextmanager

@@ -56,6 +56,11 @@ def test_the_run_folder_is_complete_and_tells_the_truth(run):
     assert best["coefficients"] == list(run.coefficients.values())
     assert best["mean_loss"] == run.loss
     manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["answer_tokens"] == [len(e.target.split()) + 1 for e in run.task.examples]  # and the end mark
+    for line in journal:
+        assert line["mean_loss"] == pytest.approx(np.average(line["example_losses"], weights=manifest["answer_tokens"]))
+    alone = [run.model.loss([example]) for example in run.task.examples]
+    assert best["example_losses"] == pytest.approx(alone, rel=1e-5)
     assert manifest["search"]["resolved_optimizer"].startswith("screening, then ParametrizedCMA")
     assert manifest["search"]["evaluations"] == 20
     assert manifest["kernels"]["compose_factors"] == "native-cpu"

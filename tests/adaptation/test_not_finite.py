@@ -66,10 +66,10 @@ def test_the_bench_picks_the_best_finite_module(bases, wild_modules, example_fil
 
 
 def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page():
-    rows, losses = fixed_controls(["a", "b"], lambda c: [Value(math.nan, math.nan, 0.0)] * len(c))
+    rows, losses = fixed_controls(["a", "b"], lambda c: [Value(math.nan, math.nan, 0.0, (math.nan,))] * len(c))
     assert [row.name for row in rows] == ["zero-shot", "best single module", "uniform mean"]
     assert np.isnan(losses).all()
-    best = SimpleNamespace(value=Value(1.25, 1.25, 0.0), exact_match=None)
+    best = SimpleNamespace(value=Value(1.25, 1.25, 0.0, (1.25,)), exact_match=None)
     run = SimpleNamespace(
         table=[rows[0], best],
         search=SimpleNamespace(n_evaluations=3),

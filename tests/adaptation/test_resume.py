@@ -158,11 +158,19 @@ def test_a_line_cut_off_by_a_power_failure_is_computed_again(settings, tmp_path)
     assert run.table == whole.table
 
 
-def test_a_journal_with_a_line_that_is_none_is_refused_by_its_place(settings, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ('"loss": ', '"loss": "none", "was": '),
+        ('"example_losses": ', '"was": '),
+        ('"example_losses": ', '"example_losses": 1, "was": '),
+    ],
+)
+def test_a_journal_with_a_line_that_is_none_is_refused_by_its_place(settings, tmp_path, part, instead):
     with pytest.raises(RuntimeError), pytest.warns(RunUnfinished):
         lorahub_edge.adapt(**settings, out=tmp_path / "run", on_progress=failing_at("null", 0, RuntimeError("power")))
     journal = tmp_path / "run.unfinished" / JOURNAL
-    journal.write_text(journal.read_text().replace('"loss": ', '"loss": "none", "was": ', 1))
+    journal.write_text(journal.read_text().replace(part, instead, 1))
     with pytest.raises(InvalidInput, match=r"journal\.jsonl:1: not a line"):
         lorahub_edge.adapt(**settings, out=tmp_path / "run")
 
