@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,10 +15,12 @@ from lorahub_edge.adaptation import PRESETS, AdaptedModel, Objective, Value
 from lorahub_edge.adaptation.controls import index_of_lowest
 from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
+from lorahub_edge.adaptation.task import Task
 from lorahub_edge.benchmark.trial import Trial
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import ModuleStack, random_modules
 from lorahub_edge.search import SearchResult, make_searcher, run_search
+from lorahub_edge.tasks import Example, constant_answer
 from lorahub_edge.train import TrainSettings, tuned
 
 Metrics = Mapping[str, Any]
@@ -28,26 +31,48 @@ REFERENCE = "lorahub-code"
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a method made of the examples.
+    """What a method made of the examples: a model, or the answers themselves.
 
     Attributes:
-        model: answers and has losses.
+        model: answers and has losses; None where a method needs no model to answer.
         detail: for people.
         n_evaluations: passes over the examples: evaluations of a search, steps of a training.
         coefficients: (n_modules,), where there are any.
-        has_examples_in_prompt: whether the model reads the examples with every question.
         resolved: the optimiser that really ran, if one did.
+        has_examples_in_prompt: whether the model reads the examples with every question.
+        answers: to the test rows, in order, where there is no model.
     """
 
-    model: AdaptedModel
+    model: AdaptedModel | None
     detail: str
     n_evaluations: int = 0
     coefficients: npt.NDArray[np.float64] | None = None
     resolved: str | None = None
     has_examples_in_prompt: bool = False
+    answers: Sequence[str] = ()
+
+    def answers_to(self, test: Sequence[Example], *, batch_size: int) -> Sequence[str]:
+        """The answers to the test rows, in order."""
+        if self.model is None:
+            return self.answers
+        return self.model.predict([row.input for row in test], batch_size=batch_size)
+
+    def costs(self, examples: Sequence[Example], test: Sequence[Example]) -> dict[str, float | None]:
+        """Losses on both kinds of rows and tokens read for a test row, None where there is no such number."""
+        model = self.model
+        return {
+            "example_loss": None if model is None or self.has_examples_in_prompt else model.loss(examples),
+            "test_loss": None if model is None else model.loss(test),
+            "tokens_per_example": None if model is None else _tokens_per_example(model, test),
+        }
 
     def __repr__(self) -> str:
         return f"Fitted({self.detail}, {self.n_evaluations} evaluations)"
+
+
+def _tokens_per_example(model: AdaptedModel, rows: Sequence[Example]) -> float:
+    """Mean number of tokens that the model reads for one question."""
+    return round(fmean(len(model.prompt.encode_input(row.input)[0]) for row in rows), 1)
 
 
 # Metrics of the trial's earlier methods by name -> what was fitted, for as long as the block lasts.
@@ -75,6 +100,18 @@ class Method:
     uses_modules: bool = True
     after: tuple[str, ...] = ()
     precision: str | None = None
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """One answer to everything: the most frequent target of some rows."""
+
+    rows_of: Callable[[Task], Sequence[Example]]
+
+    @contextmanager
+    def fit(self, trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+        answer = constant_answer([row.target for row in self.rows_of(trial.task)])
+        yield Fitted(None, f"always '{answer}'", answers=[answer] * len(trial.task.test))
 
 
 @contextmanager
@@ -207,6 +244,18 @@ def of_tuning(name: str, meaning: str, tuning: Tuning) -> Method:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
+        Method(
+            "constant",
+            "the most frequent target of the examples, whatever is asked",
+            _Constant(lambda task: task.examples).fit,
+            uses_modules=False,
+        ),
+        Method(
+            "constant-oracle",
+            "the most frequent target of the test rows: no constant answer does better",
+            _Constant(lambda task: task.test).fit,
+            uses_modules=False,
+        ),
         Method("zero-shot", "the base alone", _zero_shot, uses_modules=False),
         Method("in-context", "the examples before every question", _in_context, uses_modules=False),
         Method("best-single", "the module with the lowest loss on the examples", _best_single),

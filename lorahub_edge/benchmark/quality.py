@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from lorahub_edge.adaptation import AdaptedModel
 from lorahub_edge.benchmark.methods import Method, Metrics
 from lorahub_edge.benchmark.records import Record, append, key_of, make_record, read
 from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, Trial
 from lorahub_edge.benchmark.usage import measured
 from lorahub_edge.search import load_optimisers
-from lorahub_edge.tasks import Example, exact_match
+from lorahub_edge.tasks import AnswerScore, score_answers
 
 # Search seed k goes with the k-th draw of examples: a deterministic optimiser would otherwise show no spread at all.
 FIRST_EXAMPLE_SEED = 42
@@ -122,17 +120,13 @@ def _metrics(method: Method, trial: Trial, known: Mapping[str, Metrics], batch_s
         with measured() as fitting:
             fitted = fitted_for_now.enter_context(method.fit(trial, known))
         with measured() as testing:
-            answers = fitted.model.predict([e.input for e in test], batch_size=batch_size)
-        losses = {
-            "example_loss": None if fitted.has_examples_in_prompt else fitted.model.loss(trial.task.examples),
-            "test_loss": fitted.model.loss(test),
-        }
+            answers = fitted.answers_to(test, batch_size=batch_size)
+        costs = fitted.costs(trial.task.examples, test)
     return {
         "detail": fitted.detail,
-        "exact_match": exact_match(answers, [e.target for e in test]),
-        **losses,
+        **_scores(score_answers(answers, [e.target for e in test])),
+        **costs,
         "n_test": len(test),
-        "tokens_per_example": tokens_per_example(fitted.model, test),
         "max_new_tokens": trial.max_new_tokens,
         "n_evaluations": fitted.n_evaluations,
         "resolved_optimizer": fitted.resolved,
@@ -142,6 +136,12 @@ def _metrics(method: Method, trial: Trial, known: Mapping[str, Metrics], batch_s
     }
 
 
-def tokens_per_example(model: AdaptedModel, rows: Sequence[Example]) -> float:
-    """Mean number of tokens that the model reads for one question."""
-    return round(fmean(len(model.prompt.encode_input(row.input)[0]) for row in rows), 1)
+def _scores(score: AnswerScore) -> dict[str, Any]:
+    """Percentages; and row by row, "1" for a right answer, so that methods can be compared on the same rows."""
+    return {
+        "exact_match": score.exact_match,
+        "strict_match": score.strict_match,
+        "most_frequent": score.most_frequent,
+        "valid_form": score.valid_form,
+        "right": "".join("01"[is_right] for is_right in score.right),
+    }

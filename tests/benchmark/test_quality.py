@@ -39,17 +39,42 @@ def measured_once(pool, tmp_path_factory):
 def test_every_method_fills_every_column(measured_once):
     _, records = measured_once
     assert list(records) == list(METHODS)
+    constants = ("constant", "constant-oracle")
     for name, record in records.items():
         metrics = record["metrics"]
-        assert 0 <= metrics["exact_match"] <= 100
-        assert math.isfinite(metrics["test_loss"])
-        assert (metrics["example_loss"] is None) == (name == "in-context")
+        assert all(0 <= metrics[k] <= 100 for k in ("exact_match", "strict_match", "most_frequent", "valid_form"))
+        assert set(metrics["right"]) <= {"0", "1"}
+        assert len(metrics["right"]) == metrics["n_test"] == 10
+        assert metrics["exact_match"] == 10 * metrics["right"].count("1")
+        assert (metrics["example_loss"] is None) == (name in (*constants, "in-context"))
+        assert metrics["test_loss"] is None if name in constants else math.isfinite(metrics["test_loss"])
         assert metrics["cpu_seconds"] >= 0
         assert record["setup"]["precision"] == ("fp32" if name in ("lora-tuning", "ia3", "full-tuning") else "int8")
-    tokens = {name: r["metrics"]["tokens_per_example"] for name, r in records.items()}
+    tokens = {n: r["metrics"]["tokens_per_example"] for n, r in records.items() if n not in constants}
     assert tokens.pop("in-context") > 4 * max(tokens.values())
     assert len(set(tokens.values())) == 1
     assert len(methods_table(cells_of(list(records.values()))).splitlines()) == len(METHODS) + 2
+
+
+def test_the_constant_answers_are_the_most_frequent_targets(pool, tmp_path):
+    """The oracle knows the test rows, the other one only the examples."""
+    rows = {"example.jsonl": ["Yes.", "yes", "no"], "zero_shot.jsonl": ["yes", "no", "No", "yes", "no"]}
+    for part, targets in rows.items():
+        lines = [json.dumps({"input": f"{part} {k}", "target": t}) for k, t in enumerate(targets)]
+        (tmp_path / part).write_text("\n".join(lines))
+    protocol = Protocol("test", n_examples=3)
+    methods = methods_by_name(["constant", "constant-oracle"])
+    records = measure(
+        protocol, pool, find_tasks([str(tmp_path)]), methods, seeds=[1], results=Results(tmp_path / "r.jsonl")
+    )
+    found = {r["setup"]["method"]["name"]: r["metrics"] for r in records}
+    assert [(found[m.name]["exact_match"], found[m.name]["right"].count("1")) for m in methods] == [
+        (40.0, 2),
+        (60.0, 3),
+    ]
+    assert all(metrics["most_frequent"] == 100 for metrics in found.values())
+    assert found["constant-oracle"]["detail"] == "always 'no'"
+    assert "modules" not in records[0]["setup"]
 
 
 def test_what_is_on_record_is_what_adapt_says(pool, measured_once):
