@@ -43,7 +43,13 @@ class Task:
 
 
 def load_task(
-    examples: Examples | None, test: Examples | None, *, n_examples: int, example_seed: int, n_test: int | None
+    examples: Examples | None,
+    test: Examples | None,
+    *,
+    n_examples: int,
+    example_seed: int,
+    n_test: int | None,
+    by_split: bool = False,
 ) -> Task:
     """Draw the examples and set the test rows apart.
 
@@ -53,6 +59,8 @@ def load_task(
         n_examples: drawn as LoRAHub does; a source with fewer gives all it has, with a TaskWarning.
         example_seed: of the draw.
         n_test: at most so many test rows, drawn with the same seed; None for all, in order. Fewer as above.
+        by_split: whether rows of a file whose "split" is not "train" are no examples, and those of which it is not
+            "test" no test rows. If not, all rows are taken.
 
     Raises:
         InvalidInput: see `load_examples`; a number out of range; a test set that holds nothing but the examples.
@@ -61,13 +69,13 @@ def load_task(
     if examples is None:
         examples = f"pocket/{pocket.DEFAULT_TASK}"
         test = test if test is not None else examples
-    pool, pool_path = _read(examples, "examples")
+    pool, pool_path = _read(examples, "examples", "train" if by_split else None)
     drawn = draw_examples(pool, n_examples, example_seed)
     counts = {"asked": n_examples, "used": len(drawn), "repeated": len(drawn) - len({e.input for e in drawn})}
     record: dict[str, Any] = {"examples": _record(pool_path, len(pool)) | counts, "example_seed": example_seed}
     rows: list[Example] = []
     if test is not None:
-        all_rows, test_path = _read(test, "test")
+        all_rows, test_path = _read(test, "test", "test" if by_split else None)
         seen = {e.input for e in drawn}
         others = [e for e in all_rows if e.input not in seen]
         if not others:
@@ -114,11 +122,11 @@ def read_test(source: Examples) -> tuple[list[Example], dict[str, Any]]:
     return rows, _record(path, len(rows))
 
 
-def _read(source: Examples, part: str) -> tuple[list[Example], Path | None]:
+def _read(source: Examples, part: str, split: str | None = None) -> tuple[list[Example], Path | None]:
     if not isinstance(source, (str, Path)):
         return to_examples(source, part), None
     path = _embedded(str(source), part) or local_path(source)
-    return load_examples(path), path
+    return load_examples(path, split=split), path
 
 
 def _embedded(name: str, part: str) -> Path | None:

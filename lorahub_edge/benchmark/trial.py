@@ -20,7 +20,7 @@ from lorahub_edge.base import Base, load_base
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import LoraModule, ModuleFolder, ModuleStack
 from lorahub_edge.sources import local_path, sha256_files
-from lorahub_edge.tasks import EncodedExample, PromptFormat, is_row_file, task_name
+from lorahub_edge.tasks import EncodedExample, PromptFormat, has_own_split, is_row_file, task_name
 
 EXAMPLE_FILE, TEST_FILE = "example.jsonl", "zero_shot.jsonl"  # of a task's folder as LoRAHub released it
 
@@ -70,11 +70,18 @@ class Pool:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Where a task's rows come from: what the examples are drawn from and what is tested on, as `adapt` takes them."""
+    """Where a task's rows come from.
+
+    Attributes:
+        name: of the task.
+        examples, test: what the examples are drawn from and what is tested on, as `adapt` takes them.
+        by_split: whether the rows' own "split" decides which are examples and which are tested; see `load_task`.
+    """
 
     name: str
     examples: str
     test: str
+    by_split: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,12 +138,18 @@ class Trial:
         Raises:
             InvalidInput: see `load_task` and `PromptFormat.for_base`.
         """
-        draw = {"n_examples": protocol.n_examples, "n_test": protocol.n_test, "example_seed": example_seed}
-        task = replace(load_task(rows.examples, rows.test, **draw), name=rows.name)  # type: ignore[arg-type]
+        task = load_task(
+            rows.examples,
+            rows.test,
+            n_examples=protocol.n_examples,
+            example_seed=example_seed,
+            n_test=protocol.n_test,
+            by_split=rows.by_split,
+        )
         prompt = PromptFormat.for_base(pool.base, template=protocol.prompt)
         encoded = prompt.encode_all(task.examples)
         max_new_tokens = protocol.max_new_tokens or 2 * max(len(e.target_ids) for e in encoded) + 8
-        return cls(pool, rows, task, example_seed, seed, prompt, encoded, max_new_tokens)
+        return cls(pool, rows, replace(task, name=rows.name), example_seed, seed, prompt, encoded, max_new_tokens)
 
     def model(self, coefficients: npt.NDArray[np.float64], *, stack: ModuleStack | None = None) -> AdaptedModel:
         """The base with modules at these coefficients (n_modules,)."""
@@ -147,7 +160,8 @@ class Trial:
         """Task, draw and files by hash."""
         record: Mapping[str, Any] = self.task.record
         hashes = {part: record[part].get("sha256") for part in ("examples", "test")}
-        return {"task": self.rows.name, "task_sha256": hashes, "example_seed": self.example_seed}
+        split = {"by_split": True} if self.rows.by_split else {}  # part of the key: one file can be read either way
+        return {"task": self.rows.name, "task_sha256": hashes, **split, "example_seed": self.example_seed}
 
     def __repr__(self) -> str:
         return f"Trial({self.task!r}, draw {self.example_seed}, seed {self.seed})"
@@ -157,12 +171,13 @@ def find_tasks(specs: Sequence[str]) -> list[TaskRows]:
     """Tasks by what a user names, in order.
 
     Args:
-        specs: "pocket" (all embedded held-out tasks) or "pocket/TASK"; a file of rows, of which some become the
-            examples and the rest the test; a folder with example.jsonl and zero_shot.jsonl, as LoRAHub released its
-            tasks; a folder of such files or folders, taken in name order.
+        specs: "pocket" (all embedded held-out tasks) or "pocket/TASK"; a file of rows. If its rows are of both splits
+            ("split" is "train" or "test"), the examples come from the first and the test rows from the second; else
+            some of all rows become the examples and the rest the test. A folder with example.jsonl and
+            zero_shot.jsonl, as LoRAHub released its tasks; a folder of such files or folders, taken in name order.
 
     Raises:
-        InvalidInput: nothing of that name, or two tasks of one name.
+        InvalidInput: nothing of that name, two tasks of one name, or a file that cannot be read.
     """
     tasks = [task for spec in specs for task in _tasks_of(spec)]
     names = [task.name for task in tasks]
@@ -204,4 +219,4 @@ def _task_at(path: Path) -> TaskRows:
     """A released task's folder, or a file of rows."""
     if path.is_dir():
         return TaskRows(path.name, str(path / EXAMPLE_FILE), str(path / TEST_FILE))
-    return TaskRows(task_name(path), str(path), str(path))
+    return TaskRows(task_name(path), str(path), str(path), by_split=has_own_split(path))

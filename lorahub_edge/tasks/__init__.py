@@ -1,6 +1,14 @@
 """Tasks: examples from files, how they become tokens, and how answers are scored."""
 
-from lorahub_edge.tasks.examples import Example, Row, draw_examples, examples_text, load_examples, to_examples
+from lorahub_edge.tasks.examples import (
+    Example,
+    Row,
+    draw_examples,
+    examples_text,
+    has_own_split,
+    load_examples,
+    to_examples,
+)
 from lorahub_edge.tasks.files import is_row_file, task_name
 from lorahub_edge.tasks.lost import InputsWereCut, TextWasLost
 from lorahub_edge.tasks.metrics import AnswerScore, constant_answer, exact_match, score_answers
@@ -18,6 +26,7 @@ __all__ = [
     "draw_examples",
     "exact_match",
     "examples_text",
+    "has_own_split",
     "is_row_file",
     "load_examples",
     "score_answers",

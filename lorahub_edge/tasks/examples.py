@@ -49,6 +49,15 @@ def load_examples(path: str | Path, *, split: str | None = None) -> list[Example
     return examples
 
 
+def has_own_split(path: str | Path) -> bool:
+    """Whether a file says of its rows which are to train on and which to test on: "split" is "train" and "test".
+
+    Raises:
+        InvalidInput: see `read_rows`.
+    """
+    return {"train", "test"} <= {str(columns.get("split")) for _, columns in read_rows(Path(path))}
+
+
 def to_examples(rows: Iterable[Row], name: str = "examples") -> list[Example]:
     """Examples from Python rows, with the checks that rows of a file go through.
 

@@ -115,7 +115,7 @@ def test_equal_budget_and_equal_time_are_what_they_say(measured_once):
     assert metrics["edge-equal-time"]["n_evaluations"] == max(1, int(affordable))
     with pytest.raises(InvalidInput, match="'edge-equal-time' is measured against lorahub-code: name these too"):
         methods_by_name(["edge", "edge-equal-time"])
-    with pytest.raises(InvalidInput, match="method 'sgd' is not known; expected zero-shot"):
+    with pytest.raises(InvalidInput, match="method 'sgd' is not known; expected constant, "):
         methods_by_name(["sgd"])
 
 
@@ -172,6 +172,21 @@ def test_tasks_are_files_folders_and_embedded_names(tmp_path):
     ):
         with pytest.raises(InvalidInput, match=message):
             find_tasks(specs)
+
+
+@pytest.mark.parametrize("split", [("train", "test"), ("train", "train"), (None, None)])
+def test_rows_of_a_split_stay_on_their_side_and_have_a_key_of_their_own(pool, tmp_path, split):
+    """Only a file with both sides is split; of any other all rows go into one bag."""
+    rows = [{"input": f"{side} {k}", "target": "a", "split": split[side]} for k in range(30) for side in (0, 1)]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (task,) = find_tasks([str(tmp_path / "t.jsonl")])
+    trial = Trial.of(pool, task, Protocol("test", n_examples=20, n_test=20), example_seed=42, seed=1)
+    sides = [{e.input[0] for e in part} for part in (trial.task.examples, trial.task.test)]
+    is_split = split == ("train", "test")
+    assert sides == ([{"0"}, {"1"}] if is_split else [{"0", "1"}] * 2)
+    assert ("by_split" in trial.record()) == is_split
+    assert trial.task.record["test"]["rows"] == (30 if is_split else 60)
 
 
 def test_a_peak_of_memory_belongs_to_its_block():
