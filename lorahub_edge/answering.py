@@ -19,7 +19,7 @@ from lorahub_edge.serve import OnnxModel, generate, open_folder
 from lorahub_edge.serve.folder import RECORD
 from lorahub_edge.serve.generate import checked_prompt
 from lorahub_edge.sources import local_path
-from lorahub_edge.tasks import PromptFormat, exact_match
+from lorahub_edge.tasks import PromptFormat
 from lorahub_edge.texts import checked_texts
 
 
@@ -51,14 +51,13 @@ class ExportedModel:
         return answers
 
     def evaluate(self, examples: Examples) -> Score:
-        """Exact match on a file or a list of examples; there is no loss, since the graphs only answer.
+        """Scores of the answers to a file or a list of examples; there is no loss, since the graphs only answer.
 
         Raises:
             InvalidInput: see `predict`.
         """
         rows = as_examples(examples)
-        answers = self.predict([e.input for e in rows])
-        return Score(None, exact_match(answers, [e.target for e in rows]), len(rows), tuple(answers))
+        return Score.of(self.predict([e.input for e in rows]), rows, loss=None)
 
     def _length(self, number: int, text: str) -> int:
         """Most tokens that a text and its answer take."""

@@ -64,15 +64,20 @@ def evaluate(
     Example: lorahub-edge evaluate runs/navigate --data more.jsonl
     """
     import lorahub_edge
-    from lorahub_edge.adaptation.report import loss_text
+    from lorahub_edge.adaptation.report import SCORES, STRICT_NOTE, loss_text
 
     score = lorahub_edge.load_adapted(folder, device=device, adapter=adapter).evaluate(data)
     if as_json:
-        record = {"loss": score.loss, "exact_match": score.exact_match, "n": score.n_examples, "answers": score.answers}
-        typer.echo(to_json(record))
+        record = {"loss": score.loss, **{name: getattr(score, name) for name in SCORES}}
+        typer.echo(to_json({**record, "n": score.n_examples, "answers": score.answers}))
     else:
         loss = "" if score.loss is None else f", loss {loss_text(score.loss)}"
         answers.print(f"exact match {score.exact_match:.1f} %{loss} on {score.n_examples} rows")
+        answers.print(
+            f"most frequent answer {score.most_frequent:.1f} %, valid form {score.valid_form:.1f} %", style="dim"
+        )
+        if score.strict_match != score.exact_match:
+            answers.print(f"strict {score.strict_match:.1f} %. {STRICT_NOTE}")
 
 
 @app.command()

@@ -92,22 +92,23 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
-    from lorahub_edge.adaptation.report import loss_text
+    from lorahub_edge.adaptation.report import legend, numbers_of, sentences, shown_scores
 
     answers.print(report["headline"], style="bold", soft_wrap=True)
+    scores = shown_scores(report)
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("loss", justify="right")
-    if report["n_test"]:
-        table.add_column("exact match", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("loss", justify="right", no_wrap=True)
+    for heading in scores.values():  # as narrow as its longest word: a terminal may have 80 columns
+        table.add_column(heading, justify="right", max_width=max(map(len, heading.split())))
     table.add_column("", style="dim")
     for row in report["table"]:
-        score = ["-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"] if report["n_test"] else []
         style = "bold" if row["name"] == "adapted" else None
-        table.add_row(row["name"], loss_text(row["loss"]), *score, row["detail"], style=style)
+        table.add_row(row["name"], *numbers_of(row, scores), row["detail"], style=style)
     answers.print(table)
-    tested = f", exact match in % of {report['n_test']} test rows" if report["n_test"] else ""
-    answers.print(f"loss on the {report['n_examples']} examples{tested}", style="dim")
+    for sentence in sentences(report):
+        answers.print(sentence)
+    answers.print(legend(report), style="dim")
     answers.print(_largest(report["coefficients"]), soft_wrap=True)
     if n_earlier := report["search"].get("evaluations_of_earlier_starts"):
         answers.print(f"{n_earlier} evaluations are from the start that ended early", style="dim")

@@ -15,26 +15,33 @@ from lorahub_edge.adaptation.task import Examples, as_examples
 from lorahub_edge.base import Base
 from lorahub_edge.cache import default_cache
 from lorahub_edge.modules import LoraModule, ModuleStack
-from lorahub_edge.tasks import PromptFormat, exact_match
+from lorahub_edge.tasks import AnswerScore, Example, PromptFormat, score_answers
 from lorahub_edge.tasks.lost import warn_of_unreachable
 from lorahub_edge.texts import checked_texts
 
 
 @dataclass(frozen=True)
-class Score:
-    """How a model did on a set of examples.
+class Score(AnswerScore):
+    """How a model did on a set of examples: what its greedy answers are like, and the loss.
 
     Attributes:
         loss: cross-entropy per answer token; None for an exported folder, whose graphs only answer.
-        exact_match: percentage of greedy answers that are right, as LoRAHub scores them.
-        n_examples: how many.
         answers: the greedy answers, in order.
     """
 
     loss: float | None
-    exact_match: float
-    n_examples: int
     answers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, answers: Sequence[str], examples: Sequence[Example], loss: float | None) -> Score:
+        """Score answers to examples. Raises: see `score_answers`."""
+        score = score_answers(answers, [e.target for e in examples])
+        return cls(**vars(score), loss=loss, answers=tuple(answers))
+
+    @property
+    def n_examples(self) -> int:
+        """How many were answered."""
+        return len(self.answers)
 
     def __repr__(self) -> str:
         loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
@@ -100,12 +107,10 @@ class AdaptedModel:
             return objective(self.coefficients[None].double().numpy())[0].mean_loss
 
     def evaluate(self, examples: Examples) -> Score:
-        """Loss and exact match on a file or a list of examples."""
+        """Loss and scores of the answers on a file or a list of examples."""
         rows = as_examples(examples)
-        targets = [e.target for e in rows]
-        warn_of_unreachable(self.prompt, targets, "examples")
-        answers = self.predict([e.input for e in rows])
-        return Score(self.loss(rows), exact_match(answers, targets), len(rows), tuple(answers))
+        warn_of_unreachable(self.prompt, [e.target for e in rows], "examples")
+        return Score.of(self.predict([e.input for e in rows]), rows, self.loss(rows))
 
     def __repr__(self) -> str:
         return f"AdaptedModel({self.base!r}, {len(self.stack.names)} modules)"

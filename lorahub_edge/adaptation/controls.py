@@ -9,6 +9,10 @@ import numpy as np
 
 from lorahub_edge.adaptation.objective import Objective, Value
 from lorahub_edge.search import SCREEN_BATCH, Evaluated
+from lorahub_edge.tasks import AnswerScore, Example, constant_answer, score_answers
+
+CONSTANT_ANSWER, ZERO_SHOT, BEST_SINGLE = "constant answer", "zero-shot", "best single module"
+UNIFORM_MEAN, RANDOM_NULL, ADAPTED = "uniform mean", "random-LoRA null", "adapted"
 
 
 @dataclass(frozen=True)
@@ -16,21 +20,38 @@ class Row:
     """One line of the result table.
 
     Attributes:
-        name: "zero-shot", "best single module", "uniform mean", "random-LoRA null" or "adapted".
-        detail: which module, or what was searched.
-        coefficients: float64 (n_modules,).
-        value: on the examples.
-        exact_match: percentage on the test set, or None without one.
+        name: one of the names above.
+        detail: which answer, which module, or what was searched.
+        coefficients: float64 (n_modules,); none of the constant answer, which is no model.
+        value: on the examples; None for the constant answer.
+        score: of the answers to the test, or None without one.
     """
 
     name: str
     detail: str
     coefficients: tuple[float, ...]
-    value: Value
-    exact_match: float | None = None
+    value: Value | None
+    score: AnswerScore | None = None
+
+    @property
+    def exact_match(self) -> float | None:
+        """Percentage of right answers to the test, or None without one."""
+        return None if self.score is None else self.score.exact_match
 
 
 N_FIXED_CONTROLS = 3
+# Characters of the constant answer that its row shows.
+_SHOWN = 40
+
+
+def constant_control(examples: Sequence[Example], test: Sequence[Example]) -> list[Row]:
+    """The row of a model that reads no question: the examples' most frequent target to all; none without a test."""
+    if not test:
+        return []
+    answer = constant_answer([e.target for e in examples])
+    shown = answer if len(answer) <= _SHOWN else f"{answer[: _SHOWN - 3]}..."
+    score = score_answers([answer] * len(test), [e.target for e in test])
+    return [Row(CONSTANT_ANSWER, f'always "{shown}"', (), None, score)]
 
 
 def fixed_controls(
@@ -55,9 +76,9 @@ def fixed_controls(
     zero, uniform, *singles = values
     best = index_of_lowest([s.mean_loss for s in singles])
     rows = [
-        Row("zero-shot", "the base alone", tuple(candidates[0]), zero),
-        Row("best single module", f"{names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
-        Row("uniform mean", f"all at 1/{n}", tuple(candidates[1]), uniform),
+        Row(ZERO_SHOT, "the base alone", tuple(candidates[0]), zero),
+        Row(BEST_SINGLE, f"{names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
+        Row(UNIFORM_MEAN, f"all at 1/{n}", tuple(candidates[1]), uniform),
     ]
     return rows, [s.mean_loss for s in singles]
 

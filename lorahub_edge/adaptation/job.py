@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from lorahub_edge.adaptation.adapted import AdaptedModel
-from lorahub_edge.adaptation.controls import N_FIXED_CONTROLS, Row, fixed_controls
+from lorahub_edge.adaptation.controls import (
+    ADAPTED,
+    N_FIXED_CONTROLS,
+    RANDOM_NULL,
+    Row,
+    constant_control,
+    fixed_controls,
+)
 from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.journal import Journal, Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use
@@ -29,7 +36,7 @@ from lorahub_edge.kernels import memory
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import LoraModule, ModuleStack, NullModules, load_stack
 from lorahub_edge.search import Evaluated, SearchResult, finite_objective, make_searcher, run_search
-from lorahub_edge.tasks import exact_match
+from lorahub_edge.tasks import AnswerScore, score_answers
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Job:
             model=AdaptedModel.of_module(base, outcome.module, encoded.prompt, encoded.max_new_tokens),
             module=outcome.module,
             coefficients=coefficients,
-            table=(*controls, adapted),
+            table=(*constant_control(self.task.examples, self.task.test), *controls, adapted),
             single_losses=dict(zip(self.names, outcome.single_losses, strict=True)),
             search=outcome.result,
             journal=tuple(self.journals.search.evaluated),
@@ -134,9 +141,9 @@ class Job:
         del objective  # its composed candidates make room for the test's
         best = result.best
         detail = f"best of {result.n_evaluations} evaluations"
-        rows = [*controls, Row("adapted", detail, tuple(best.coefficients.tolist()), best.value)]
+        rows = [*controls, Row(ADAPTED, detail, tuple(best.coefficients.tolist()), best.value)]
         rows = self._test(base, stack, rows)
-        was_tested = rows[-1].exact_match is not None or not self.task.test
+        was_tested = rows[-1].score is not None or not self.task.test
         wants_null = self.null_control and was_tested and not result.interrupted
         return Outcome(
             result,
@@ -172,7 +179,7 @@ class Job:
         if result.interrupted:
             raise KeyboardInterrupt
         detail = f"the same search over {len(stack.names)} random modules"
-        row = Row("random-LoRA null", detail, tuple(result.best.coefficients.tolist()), result.best.value)
+        row = Row(RANDOM_NULL, detail, tuple(result.best.coefficients.tolist()), result.best.value)
         return self._test(base, stack, [row], is_last=True)[0]
 
     def _search(self, objective: Objective, stage: str, journal: Journal) -> SearchResult[Value]:
@@ -195,7 +202,7 @@ class Job:
         return run_search(objective, searcher, s.budget, on_evaluated)
 
     def _test(self, base: Base, stack: ModuleStack, rows: Sequence[Row], *, is_last: bool = False) -> list[Row]:
-        """The rows with their exact match; an interrupt leaves it empty but keeps the run.
+        """The rows with their scores; an interrupt leaves it empty but keeps the run.
 
         Args:
             base, stack: what answers.
@@ -215,10 +222,10 @@ class Job:
         self.on_progress(Progress("test", done, total))
         tested = list(rows)
         with self.stopwatch.stage("test"), contextlib.suppress(KeyboardInterrupt):
-            tested = [replace(row, exact_match=self._score(base, stack, row, answered)) for row in rows]
+            tested = [replace(row, score=self._score(base, stack, row, answered)) for row in rows]
         return tested
 
-    def _score(self, base: Base, stack: ModuleStack, row: Row, on_answered: Callable[[int], None]) -> float:
+    def _score(self, base: Base, stack: ModuleStack, row: Row, on_answered: Callable[[int], None]) -> AnswerScore:
         answers = greedy_answers(
             base,
             stack,
@@ -230,7 +237,7 @@ class Job:
             on_answered=on_answered,
         )
         check_use(self.plan)
-        return exact_match(answers, [e.target for e in self.task.test])
+        return score_answers(answers, [e.target for e in self.task.test])
 
     def _manifest(self, base: Base, outcome: Outcome) -> dict[str, Any]:
         return manifest_of(

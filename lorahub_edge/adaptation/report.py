@@ -20,7 +20,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 820px;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
-p, figcaption { color: var(--soft); } figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
+p, figcaption { color: var(--soft); } p.verdict { color: var(--ink); }
+figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; } td:first-child { white-space: nowrap; }
 th, td { padding: .35rem .6rem;
   border-bottom: 1px solid var(--line); }
@@ -66,24 +67,64 @@ def loss_text(loss: float | None, *, digits: int = 4) -> str:
     return "not finite" if loss is None or not math.isfinite(loss) else f"{loss:.{digits}f}"
 
 
+# Score of a row -> heading of its column.
+SCORES: Mapping[str, str] = {
+    "exact_match": "exact match",
+    "strict_match": "strict",
+    "most_frequent": "most frequent answer",
+    "valid_form": "valid form",
+}
+STRICT_NOTE = (
+    "Exact match as LoRAHub counts it ignores upper and lower case and full stops; some answers here are right only by "
+    "that, and strict leaves them out."
+)
+
+
+def shown_scores(report: Mapping[str, Any]) -> dict[str, str]:
+    """Score -> heading: none without a test, `strict` only where it differs from exact match in some row."""
+    if not report["n_test"]:
+        return {}
+    is_strict_news = any(row["strict_match"] != row["exact_match"] for row in report["table"])
+    return {name: heading for name, heading in SCORES.items() if is_strict_news or name != "strict_match"}
+
+
+def numbers_of(row: Mapping[str, Any], scores: Mapping[str, str]) -> list[str]:
+    """Loss and scores of a row, for people; "-" for what it has not."""
+    loss = loss_text(row["loss"]) if row["coefficients"] else "-"
+    return [loss, *("-" if row[name] is None else f"{row[name]:.1f}" for name in scores)]
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """What stands under the table: the verdict and what to know about strict matches, where there is either."""
+    return [*filter(None, [report["verdict"]]), *([STRICT_NOTE] if "strict_match" in shown_scores(report) else [])]
+
+
+def legend(report: Mapping[str, Any]) -> str:
+    """What the numbers in the table are."""
+    text = f"loss: cross-entropy per answer token on the {report['n_examples']} examples"
+    if not report["n_test"]:
+        return text
+    return (
+        f"{text}; the other columns: % of {report['n_test']} test rows; most frequent answer: the share of the answer "
+        "given most often; valid form: answers that look like one to this task, right or wrong"
+    )
+
+
 def _text(value: object) -> str:
     return html.escape(printable(str(value)))
 
 
 def _table(report: Mapping[str, Any]) -> str:
-    tested = report["n_test"] > 0
-    score_head = f'<th class="n">exact match, % of {report["n_test"]}</th>' if tested else ""
+    scores = shown_scores(report)
     rows = []
     for row in report["table"]:
         css = ' class="adapted"' if row["name"] == "adapted" else ""
-        score = "-" if row["exact_match"] is None else f"{row['exact_match']:.1f}"
-        cell = f'<td class="n">{score}</td>' if tested else ""
-        rows.append(
-            f'<tr{css}><td>{_text(row["name"])}</td><td class="n">{loss_text(row["loss"])}</td>{cell}'
-            f'<td class="d">{_text(row["detail"])}</td></tr>'
-        )
-    head = f'<tr><th></th><th class="n">loss on the examples</th>{score_head}<th></th></tr>'
-    return f"<table>{head}{''.join(rows)}</table>"
+        cells = "".join(f'<td class="n">{text}</td>' for text in numbers_of(row, scores))
+        rows.append(f'<tr{css}><td>{_text(row["name"])}</td>{cells}<td class="d">{_text(row["detail"])}</td></tr>')
+    head = "".join(f'<th class="n">{heading}</th>' for heading in ("loss", *scores.values()))
+    notes = "".join(f'<p class="verdict">{_text(sentence)}</p>' for sentence in sentences(report))
+    return f"""<table><tr><th></th>{head}<th></th></tr>{"".join(rows)}</table>
+{notes}<p>{_text(legend(report))}</p>"""
 
 
 def _curve(losses: Sequence[tuple[float, float]]) -> str:

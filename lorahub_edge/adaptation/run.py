@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from lorahub_edge.adaptation.adapted import AdaptedModel, Score
-from lorahub_edge.adaptation.controls import Row
+from lorahub_edge.adaptation.controls import ADAPTED, ZERO_SHOT, Row
 from lorahub_edge.adaptation.objective import Value
-from lorahub_edge.adaptation.report import loss_text, report_html
+from lorahub_edge.adaptation.report import SCORES, loss_text, report_html
 from lorahub_edge.adaptation.run_folder import (
     ADAPTER,
     COEFFICIENTS,
@@ -24,6 +24,7 @@ from lorahub_edge.adaptation.run_folder import (
 )
 from lorahub_edge.adaptation.stages import ContentHashes
 from lorahub_edge.adaptation.task import Examples, Task
+from lorahub_edge.adaptation.verdict import verdict_on
 from lorahub_edge.base import Base
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.integrity import file_hashes
@@ -86,18 +87,24 @@ class Run:
         """A line of the table by name, or None."""
         return next((row for row in self.table if row.name == name), None)
 
+    @property
+    def verdict(self) -> str:
+        """See `verdict_on`."""
+        return verdict_on(self.table)
+
     def predict(self, inputs: Sequence[str]) -> list[str]:
         """Greedy answers to texts, in order."""
         return self.model.predict(inputs)
 
     def evaluate(self, examples: Examples) -> Score:
-        """Loss and exact match on a file or a list of examples."""
+        """Loss and scores of the answers on a file or a list of examples."""
         return self.model.evaluate(examples)
 
     def report(self) -> dict[str, Any]:
         """The result as plain data: what report.json and --json hold. None stands for a number that is not finite."""
         report = {
             "headline": headline(self),
+            "verdict": self.verdict,
             "task": self.task.name,
             "n_examples": len(self.task.examples),
             "n_test": len(self.task.test),
@@ -162,12 +169,12 @@ class Run:
 
 def headline(run: Run) -> str:
     """What happened, in one line."""
-    zero, adapted = run.table[0], run.table[-1]
-    n = run.search.n_evaluations
-    losses = " -> ".join(loss_text(row.value.mean_loss, digits=3) for row in (zero, adapted))
-    text = f"adapted to {run.task.name} in {n} evaluations: loss {losses}"
-    if zero.exact_match is not None and adapted.exact_match is not None:
-        text += f", exact match {zero.exact_match:.0f} % -> {adapted.exact_match:.0f} %"
+    rows = [row for row in run.table if row.name in (ZERO_SHOT, ADAPTED)]
+    losses = " -> ".join(loss_text(row.value.mean_loss, digits=3) for row in rows if row.value)
+    text = f"adapted to {run.task.name} in {run.search.n_evaluations} evaluations: loss {losses}"
+    scores = [f"{row.score.exact_match:.0f} %" for row in rows if row.score]
+    if scores:
+        text += f", exact match {' -> '.join(scores)}"
     return text + (" (interrupted)" if run.interrupted else "")
 
 
@@ -217,9 +224,9 @@ def _row_record(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "detail": row.detail,
-        "loss": row.value.mean_loss,
-        "objective": row.value.objective,
-        "exact_match": row.exact_match,
+        "loss": row.value and row.value.mean_loss,
+        "objective": row.value and row.value.objective,
+        **{name: getattr(row.score, name, None) for name in SCORES},
         "coefficients": list(row.coefficients),
     }
 

@@ -11,12 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import lorahub_edge
-from lorahub_edge.adaptation import InputsWereCut, Progress, RunUnfinished
+from lorahub_edge.adaptation import InputsWereCut, Progress, Row, RunUnfinished
 from lorahub_edge.errors import InvalidInput, OutputExists
+from lorahub_edge.tasks import constant_answer, score_answers
 from tests import tiny
 
 FAST = {"budget": 20, "device": "cpu", "n_examples": 4}
-NAMES = ["zero-shot", "best single module", "uniform mean", "random-LoRA null", "adapted"]
+NAMES = ["constant answer", "zero-shot", "best single module", "uniform mean", "random-LoRA null", "adapted"]
 
 
 @pytest.fixture
@@ -29,11 +30,18 @@ def run(bases, module_folders, example_file, tmp_path):
 
 def test_the_table_has_every_control_and_the_adapted_model_wins_on_its_objective(run):
     assert [row.name for row in run.table] == NAMES
-    objectives = {row.name: row.value.objective for row in run.table}
+    objectives = {row.name: row.value.objective for row in run.table if row.value}
     for name in ("uniform mean", "best single module"):  # edge looks at both before anything else
         assert objectives["adapted"] <= objectives[name]
     assert run.row("zero-shot").value.l1_penalty == 0
     assert all(0 <= row.exact_match <= 100 for row in run.table)
+    targets = [e.target for e in run.task.test]
+    answers = run.predict([e.input for e in run.task.test])
+    assert run.row("adapted").score == score_answers(answers, targets)
+    said = constant_answer([e.target for e in run.task.examples])
+    assert run.row("constant answer") == Row(
+        "constant answer", f'always "{said}"', (), None, score_answers([said] * len(targets), targets)
+    )
     assert list(run.coefficients) == ["m0", "m1", "m2", "m3"]
     best = min(run.single_losses, key=run.single_losses.get)
     assert best in run.row("best single module").detail
@@ -81,8 +89,12 @@ def test_the_page_stands_alone_and_shows_the_numbers(run):
     page = (run.folder / "report.html").read_text()
     assert "http" not in page
     assert "<script" not in page
-    for row in run.table:
+    for row in run.table[1:]:
         assert f"{row.value.mean_loss:.4f}" in page
+    score = run.row("constant answer").score
+    numbers = [f"{number:.1f}" for number in (score.exact_match, score.most_frequent, score.valid_form)]
+    cells = "".join(f'<td class="n">{text}</td>' for text in ["-", *numbers])
+    assert f"<td>constant answer</td>{cells}" in page
     assert page.count("<circle") == 20
     assert page.count("<rect") == 4
 

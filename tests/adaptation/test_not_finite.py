@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lorahub_edge
-from lorahub_edge.adaptation.controls import fixed_controls
+from lorahub_edge.adaptation.controls import Row, fixed_controls
 from lorahub_edge.adaptation.objective import Value
 from lorahub_edge.adaptation.report import report_html
 from lorahub_edge.adaptation.run import headline
@@ -69,16 +69,16 @@ def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page(
     rows, losses = fixed_controls(["a", "b"], lambda c: [Value(math.nan, math.nan, 0.0, (math.nan,))] * len(c))
     assert [row.name for row in rows] == ["zero-shot", "best single module", "uniform mean"]
     assert np.isnan(losses).all()
-    best = SimpleNamespace(value=Value(1.25, 1.25, 0.0, (1.25,)), exact_match=None)
     run = SimpleNamespace(
-        table=[rows[0], best],
+        table=[*rows, Row("adapted", "", (1.0, 0.0), Value(1.25, 1.25, 0.0, (1.25,)))],
         search=SimpleNamespace(n_evaluations=3),
         task=SimpleNamespace(name="t"),
         interrupted=False,
     )
     assert headline(run) == "adapted to t in 3 evaluations: loss not finite -> 1.250"
     report = {
-        "headline": "h", "task": "t", "n_examples": 1, "n_test": 0, "table": [], "coefficients": {"a": 1.0},
+        "headline": "h", "verdict": "", "task": "t", "n_examples": 1, "n_test": 0, "table": [],
+        "coefficients": {"a": 1.0},
         "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5},
         "timings": {"total_s": 1.0},
     }  # fmt: skip

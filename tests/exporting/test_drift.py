@@ -85,7 +85,9 @@ def test_an_exported_folder_is_scored_as_a_run_is(run, exported, example_file):
     assert score.loss is None
     assert score.answers == tuple(model.predict([text for text, _ in tiny.ROWS], batch_size=2))
     targets = [f"  {answer.upper()}. " for answer in score.answers]  # as LoRAHub compares
-    assert model.evaluate([(text, t) for (text, _), t in zip(tiny.ROWS, targets, strict=True)]).exact_match == 100
+    forgiven = model.evaluate([(text, t) for (text, _), t in zip(tiny.ROWS, targets, strict=True)])
+    assert (forgiven.exact_match, forgiven.strict_match) == (100, 0)
+    assert (forgiven.right, forgiven.n_examples) == ((True,) * 6, 6)
     with pytest.raises(InvalidInput, match="input 2: prompt: expected 1 to 2048 tokens, received 3001"):
         model.predict(["is red ?", "red " * 3000])
 

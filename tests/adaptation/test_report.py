@@ -1,0 +1,74 @@
+"""The table for people, in the terminal and on the page: which columns it has, what stands under it, how wide it is."""
+
+import pytest
+
+from lorahub_edge import terminal
+from lorahub_edge.adaptation.report import STRICT_NOTE, report_html
+from lorahub_edge.terminal import print_run
+
+VERDICT = (
+    "On 100 test rows the adapted model (7.0 %) is not clearly ahead of the constant answer (7.0 %): it may be so."
+)
+
+
+def row(name, detail, loss, *scores, coefficients=(1.0,)):
+    named = dict(zip(("exact_match", "strict_match", "most_frequent", "valid_form"), scores, strict=True))
+    return {"name": name, "detail": detail, "loss": loss, "coefficients": coefficients, **named}
+
+
+def report(*, strict, n_test=100, verdict=VERDICT):
+    """What `Run.report` gives; the adapted model has `strict` % of strict matches."""
+    return {
+        "headline": "h", "verdict": verdict, "task": "t", "n_examples": 5, "n_test": n_test, "folder": None,
+        "table": [
+            row("constant answer", f'always "{"a b c d e" * 4}..."', None, *[7.0] * 4, coefficients=()),
+            row("uniform mean", "all at 1/27", None, 0.0, 0.0, 9.0, 0.0),
+            row("random-LoRA null", "the same search over 27 random modules", 0.7356, None, None, None, None),
+            row("adapted", "best of 107 evaluations", 11.0046, 100.0, strict, 16.0, 50.0),
+        ],
+        "coefficients": {"a": 1.0}, "timings": {"total_s": 1.0}, "peak_memory": {},
+        "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    def lines(shown, width):
+        monkeypatch.setattr(terminal.answers, "_width", width)
+        print_run(shown)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return lines
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_keeps_names_and_numbers_whole_in_80_columns(printed, width):
+    lines = printed(report(strict=40.0), width)
+    assert max(map(len, lines)) <= width
+    cells = {line.partition("  ")[0]: line.split() for line in lines}
+    assert cells["constant answer"][2:7] == ["-", "7.0", "7.0", "7.0", "7.0"]
+    assert cells["uniform mean"][2:8] == ["not", "finite", "0.0", "0.0", "9.0", "0.0"]
+    assert cells["random-LoRA null"][2:7] == ["0.7356", "-", "-", "-", "-"]
+    assert cells["adapted"][1:6] == ["11.0046", "100.0", "40.0", "16.0", "50.0"]
+
+
+def test_the_strict_column_stands_only_where_case_matters(printed):
+    for strict, is_shown in ((40.0, True), (100.0, False)):
+        page, lines = report_html(report(strict=strict), [(1.0, 1.0)]), printed(report(strict=strict), 200)
+        for text in (page, " ".join(lines)):
+            assert (STRICT_NOTE in text) == is_shown
+            assert VERDICT in text
+        assert ('<th class="n">strict</th>' in page) == is_shown
+        assert any("strict" in line for line in lines) == is_shown
+        assert '<th class="n">most frequent answer</th><th class="n">valid form</th>' in page
+
+
+def test_without_a_test_there_is_the_loss_alone(printed):
+    shown = report(strict=40.0, n_test=0, verdict="")
+    page, lines = report_html(shown, [(1.0, 1.0)]), printed(shown, 80)
+    for text in (page, " ".join(lines)):
+        assert "exact match" not in text
+        assert "valid form" not in text
+        assert STRICT_NOTE not in text
+    assert '<p class="verdict">' not in page
+    assert "loss: cross-entropy per answer token on the 5 examples" in lines
