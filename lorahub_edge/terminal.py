@@ -101,7 +101,7 @@ def print_run(report: Mapping[str, Any]) -> None:
     table.add_column("loss", justify="right", no_wrap=True)
     for heading in scores.values():  # as narrow as its longest word: a terminal may have 80 columns
         table.add_column(heading, justify="right", max_width=max(map(len, heading.split())))
-    table.add_column("", style="dim")
+    table.add_column("", style="dim", overflow="fold")
     for row in report["table"]:
         style = "bold" if row["name"] == "adapted" else None
         table.add_row(row["name"], *numbers_of(row, scores), row["detail"], style=style)

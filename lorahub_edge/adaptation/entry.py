@@ -63,7 +63,7 @@ def adapt(
         base: see `load_base`; or a loaded base, whose precision and device then count.
         modules: see `load_modules`; or loaded modules.
         examples: a file, "pocket/TASK", or the examples themselves; None is the embedded default task.
-        test: the same; scored by exact match. Rows that are among the drawn examples are left out.
+        test: the same; answers to it are scored, see `Score`. Rows that are among the drawn examples are left out.
         n_examples, example_seed: how many examples the search sees, and the seed of LoRAHub's draw.
         n_test: at most so many test rows.
         preset: "edge", "paper" or "lorahub-code"; the next four change parts of it.

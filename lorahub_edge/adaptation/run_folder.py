@@ -5,7 +5,7 @@ journal.jsonl       one line per evaluation of the search, written as it happens
 coefficients.json   module name -> coefficient, in the order given
 examples.jsonl      what the search saw
 adapter/            the composed module in PEFT's layout
-report.json/.html   the controls' table, the loss curve, the coefficients
+report.json/.html   the controls' table and the verdict, the loss curve, the coefficients
 
 A folder that a run left unfinished holds journals of its stages and `inputs.json`, which says what they were computed
 from. The next start with the same output and inputs goes on from them.

@@ -9,7 +9,8 @@ from lorahub_edge.adaptation.controls import ADAPTED, BEST_SINGLE, CONSTANT_ANSW
 # Row of the table -> what it means that the adapted model is not ahead of it.
 MEANINGS: Mapping[str, str] = {
     CONSTANT_ANSWER: "it may have learned the answer's form but not the task",
-    BEST_SINGLE: "that module alone does as well, so use it, or search with other modules",
+    BEST_SINGLE: "as far as these rows can tell that module alone does at least as well, so use it, or search with "
+    "other modules",
     UNIFORM_MEAN: "the search has not shown to be worth its evaluations here",
 }
 

@@ -50,6 +50,7 @@ def test_the_table_keeps_names_and_numbers_whole_in_80_columns(printed, width):
     assert cells["uniform mean"][2:8] == ["not", "finite", "0.0", "0.0", "9.0", "0.0"]
     assert cells["random-LoRA null"][2:7] == ["0.7356", "-", "-", "-", "-"]
     assert cells["adapted"][1:6] == ["11.0046", "100.0", "40.0", "16.0", "50.0"]
+    assert "the same search" in " ".join(lines), "details have room for a few words"
 
 
 def test_the_strict_column_stands_only_where_case_matters(printed):

@@ -40,9 +40,9 @@ def test_every_row_that_it_is_not_ahead_of_is_named_with_its_number_and_its_mean
     ]
     assert verdict_on(table) == (
         "On 10 test rows the adapted model (60.0 %) is not clearly ahead of the constant answer (50.0 %): it may have "
-        "learned the answer's form but not the task; nor of the best single module (70.0 %): that module alone does as "
-        "well, so use it, or search with other modules; nor of the uniform mean (50.0 %): the search has not shown to "
-        "be worth its evaluations here."
+        "learned the answer's form but not the task; nor of the best single module (70.0 %): as far as these rows can "
+        "tell that module alone does at least as well, so use it, or search with other modules; nor of the uniform "
+        "mean (50.0 %): the search has not shown to be worth its evaluations here."
     )
     table[2:4] = [row("best single module", *ONE_OF_THEM), row("uniform mean")]
     assert verdict_on(table) == (
