@@ -13,6 +13,7 @@ from lorahub_edge import pocket
 from lorahub_edge.commands import (
     BaseOption,
     CacheOption,
+    CompositionOption,
     DeviceOption,
     EvaluateByOption,
     ExampleSeedOption,
@@ -61,6 +62,8 @@ def adapt(
     max_new_tokens: MaxNewTokensOption = None,
     null_control: Annotated[bool, typer.Option(help="Search over random modules too, as a control.")] = True,
     evaluate_by: EvaluateByOption = "side",
+    composition: CompositionOption = None,
+    rank: Annotated[int | None, typer.Option(help="Cut the composed module to this rank, by SVD.")] = None,
     max_memory: Annotated[
         str | None, typer.Option(help="Stay below, for instance 1.5GB; see plan. Refused if it cannot be.")
     ] = None,
@@ -104,6 +107,8 @@ def adapt(
             max_new_tokens=max_new_tokens,
             null_control=null_control,
             evaluate_by=evaluate_by,
+            composition=composition,
+            rank=rank,
             max_memory=max_memory,
             stack_dtype=stack_dtype,
             cache=cache,
@@ -159,6 +164,7 @@ def plan(
     max_input_tokens: MaxInputTokensOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     evaluate_by: EvaluateByOption = "side",
+    composition: CompositionOption = None,
     max_memory: Annotated[str | None, typer.Option(help="What there is, for instance 5GiB.")] = None,
     stack_dtype: StackDtypeOption = None,
     cache: CacheOption = True,
@@ -188,6 +194,7 @@ def plan(
         max_input_tokens=max_input_tokens,
         max_new_tokens=max_new_tokens,
         evaluate_by=evaluate_by,
+        composition=composition,
         stack_dtype=stack_dtype,
         cache=cache,
     )

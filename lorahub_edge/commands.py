@@ -101,6 +101,10 @@ MaxNewTokensOption = Annotated[int | None, typer.Option(help="Cut answers here."
 EvaluateByOption = Annotated[
     str, typer.Option(help="side: deltas beside the base. inject: rounded into it, as merge --in-place-int8 does.")
 ]
+CompositionOption = Annotated[
+    str | None,
+    typer.Option(help="factors: LoRAHub's sums. deltas: the sum of the modules' deltas. Default: the preset's."),
+]
 StackDtypeOption = Annotated[
     str | None, typer.Option(help="Of the modules in memory: fp32, bf16 or int8. Default: fp32, or what fits.")
 ]

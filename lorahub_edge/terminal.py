@@ -110,6 +110,13 @@ def print_run(report: Mapping[str, Any]) -> None:
         answers.print(sentence)
     answers.print(legend(report), style="dim")
     answers.print(_largest(report["coefficients"]), soft_wrap=True)
+    if cut := report["rank_cut"]:
+        answers.print(
+            f"adapter cut from rank {cut['rank_before']} to {cut['rank']}: relative error {cut['relative_error']:.2g} "
+            f"of the deltas, loss {loss_text(cut['loss'])}; the table shows it uncut",
+            style="dim",
+            soft_wrap=True,
+        )
     if n_earlier := report["search"].get("evaluations_of_earlier_starts"):
         answers.print(f"{n_earlier} evaluations are from the start that ended early", style="dim")
     peak = report["peak_memory"].get("VmHWM_bytes")

@@ -44,6 +44,8 @@ def adapt(
     max_new_tokens: int | None = None,
     null_control: bool = True,
     evaluate_by: str = "side",
+    composition: str | None = None,
+    rank: int | None = None,
     max_memory: int | str | None = None,
     stack_dtype: str | None = None,
     cache: Cache | bool = True,
@@ -56,8 +58,9 @@ def adapt(
 
     Meaning, per target layer, with s the scaling:
 
-        minimise over c in [-bound, bound]^n:  loss(examples; base + s * B(c) @ A(c)) + penalty(c)
-        A(c) = sum_k(c[k] * A[k]),  B(c) = sum_k(c[k] * B[k])
+        minimise over c in [-bound, bound]^n:  loss(examples; base + delta(c)) + penalty(c)
+        factors    delta(c) = s * sum_k(c[k] * B[k]) @ sum_k(c[k] * A[k])
+        deltas     delta(c) = sum_k(c[k] * s * B[k] @ A[k])
 
     Args:
         base: see `load_base`; or a loaded base, whose precision and device then count.
@@ -66,7 +69,7 @@ def adapt(
         test: the same; answers to it are scored, see `Score`. Rows that are among the drawn examples are left out.
         n_examples, example_seed: how many examples the search sees, and the seed of LoRAHub's draw.
         n_test: at most so many test rows.
-        preset: "edge", "paper" or "lorahub-code"; the next four change parts of it.
+        preset: "edge", "paper" or "lorahub-code"; the next four, and `composition`, change parts of it.
         optimizer: "screen-cma", "cma-es" or any nevergrad name.
         budget: evaluations of the search, at least 1.
         alpha: weight of the L1 penalty, at least 0.
@@ -79,6 +82,10 @@ def adapt(
         null_control: also search over random modules of the same size: the same budget once more.
         evaluate_by: "side" adds the delta beside the frozen base; "inject" rounds it into the int8 base as an in-place
             merge does, one candidate at a time.
+        composition: "factors", LoRAHub's, where c and -c are the same model; or "deltas", whose rank and cost grow with
+            the modules in use. None for the preset's.
+        rank: cut the composed module's targets to this rank, at least 1, after the search; see `cut_rank`. The table
+            shows it uncut; `manifest["rank_cut"]` says what is lost.
         max_memory: in bytes, or a text such as "5GiB"; what to give up for it is planned before anything is loaded.
         stack_dtype: "fp32", "bf16" or "int8" for the modules; None for what the plan says ("fp32" without a budget).
         cache: keeps the int8 base and the modules' stack between starts; True is the user's, see `default_cache`; False
@@ -113,6 +120,8 @@ def adapt(
         max_new_tokens=max_new_tokens,
         null_control=null_control,
         evaluate_by=evaluate_by,
+        composition=composition,
+        rank=rank,
         max_memory=max_memory,
         stack_dtype=stack_dtype,
     )
@@ -151,6 +160,7 @@ def _run(
         settings=search,
         plan=chosen,
         null_control=settings.null_control,
+        rank=settings.rank,
         inputs=inputs,
         hashes=hashes,
         journals=journals,
@@ -180,6 +190,7 @@ def plan(
     max_input_tokens: int | None = None,
     max_new_tokens: int | None = None,
     evaluate_by: str = "side",
+    composition: str | None = None,
     stack_dtype: str | None = None,
     cache: Cache | bool = True,
 ) -> list[MemoryPlan]:
@@ -202,6 +213,7 @@ def plan(
         max_input_tokens=max_input_tokens,
         max_new_tokens=max_new_tokens,
         evaluate_by=evaluate_by,
+        composition=composition,
         max_memory=max_memory,
         stack_dtype=stack_dtype,
     )

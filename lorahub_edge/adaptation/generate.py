@@ -55,8 +55,7 @@ def greedy_answers(
 
     with base.turn, ExitStack() as stack_of:
         bases = bases_for(base, n)
-        for place in bases:
-            side_path = SidePath(place, stack)
+        for side_path in SidePath.for_lanes(bases, stack):
             stack_of.enter_context(side_path.active(side_path.prepare(coefficients[None])))
         lanes = stack_of.enter_context(Lanes(bases))
         groups = [order[batch] for batch in batches]

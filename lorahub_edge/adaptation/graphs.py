@@ -37,12 +37,15 @@ class CallShape:
     Attributes:
         n_candidates: of the call.
         rows: of the examples.
-        factors_at: address of the composed factors, the one input that changes.
+        prepared_at: address of what the route prepared, the one input that changes.
+        n_values: that were prepared for each candidate: its factors' or, by rule "deltas", the coefficients of the
+            modules in use.
     """
 
     n_candidates: int
     rows: tuple[int, ...]
-    factors_at: int
+    prepared_at: int
+    n_values: int
 
 
 @dataclass

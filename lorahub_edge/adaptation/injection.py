@@ -6,7 +6,7 @@ merge delivers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,6 +31,14 @@ class Injection:
         layers = [base.model.get_submodule(target.name) for target in stack.targets]
         self._layers = [layer for layer in layers if isinstance(layer, Int8Linear)]
         self._scratch = [torch.empty_like(layer.codes) for layer in self._layers]
+
+    @classmethod
+    def for_lanes(cls, bases: Sequence[Base], stack: ModuleStack) -> list[Injection]:
+        """One on each base."""
+        return [cls(base, stack) for base in bases]
+
+    def begin(self, coefficients: torch.Tensor) -> None:
+        """Nothing that candidates share."""
 
     def prepare(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Nothing to compose: `active` injects from the stack."""

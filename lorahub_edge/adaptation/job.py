@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from lorahub_edge.adaptation.adapted import AdaptedModel
@@ -34,7 +35,7 @@ from lorahub_edge.base import Base, load_opened
 from lorahub_edge.cache import Cache
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import Stopwatch
-from lorahub_edge.modules import LoraModule, ModuleStack, NullModules, load_stack
+from lorahub_edge.modules import LoraModule, ModuleStack, NullModules, RankCut, cut_rank, load_stack
 from lorahub_edge.search import Evaluated, SearchResult, finite_objective, make_searcher, run_search
 from lorahub_edge.tasks import AnswerScore, score_answers
 
@@ -47,7 +48,8 @@ class Outcome:
         result: of the search.
         rows: the fixed controls and, last, the adapted model.
         single_losses: of each module alone.
-        module: the composed module.
+        module: the composed module, cut to the rank that was asked for.
+        rank_cut: what that has done; None if it was not.
         null_modules: what the null control is drawn from; None if it is not wanted.
         recordings: see `Objective.recordings`.
     """
@@ -56,6 +58,7 @@ class Outcome:
     rows: Sequence[Row]
     single_losses: Sequence[float]
     module: LoraModule
+    rank_cut: RankCut | None
     null_modules: NullModules | None
     recordings: Sequence[Mapping[str, Any]]
 
@@ -67,6 +70,7 @@ class Job:
     Attributes:
         task, opened, encoded, settings, plan: the earlier stages' values.
         null_control: whether to search over random modules too.
+        rank: to which the composed module is cut; None for as it is.
         inputs, hashes: for the manifest; see `evaluation_inputs`.
         journals: where evaluations are noted and found again.
         cache: of the int8 base and the stack.
@@ -79,6 +83,7 @@ class Job:
     settings: SearchSettings
     plan: MemoryPlan
     null_control: bool
+    rank: int | None
     inputs: Mapping[str, str]
     hashes: ContentHashes
     journals: Journals
@@ -102,16 +107,17 @@ class Job:
                 controls.append(self._null(base, outcome.null_modules))
         encoded = self.encoded
         coefficients = dict(zip(self.names, outcome.result.best.coefficients.tolist(), strict=True))
+        model = AdaptedModel.of_module(base, outcome.module, encoded.prompt, encoded.max_new_tokens)
         return Run(
             task=self.task,
-            model=AdaptedModel.of_module(base, outcome.module, encoded.prompt, encoded.max_new_tokens),
+            model=model,
             module=outcome.module,
             coefficients=coefficients,
             table=(*constant_control(self.task.examples, self.task.test), *controls, adapted),
             single_losses=dict(zip(self.names, outcome.single_losses, strict=True)),
             search=outcome.result,
             journal=tuple(self.journals.search.evaluated),
-            manifest=self._manifest(base, outcome),
+            manifest=self._manifest(base, outcome, self._rank_cut(model, outcome.rank_cut)),
         )
 
     def _load_base(self) -> Base:
@@ -121,7 +127,7 @@ class Job:
 
     def _load_stack(self, base: Base) -> ModuleStack:
         with self.stopwatch.stage("load_modules"):
-            return load_stack(
+            stack = load_stack(
                 self.opened.modules,
                 base,
                 layout=self.opened.layout,
@@ -129,6 +135,7 @@ class Job:
                 mapping=self.plan.mapping,
                 cache=self.cache,
             )
+        return stack.composed_by(self.settings.composition)
 
     def _adapt(self, base: Base) -> Outcome:
         stack = self._load_stack(base)
@@ -145,11 +152,15 @@ class Job:
         rows = self._test(base, stack, rows)
         was_tested = rows[-1].score is not None or not self.task.test
         wants_null = self.null_control and was_tested and not result.interrupted
+        module, rank_cut = stack.composed_module(torch.from_numpy(best.coefficients), "composed"), None
+        if self.rank is not None:
+            module, rank_cut = cut_rank(module, self.rank)
         return Outcome(
             result,
             rows,
             single_losses,
-            stack.composed_module(torch.from_numpy(best.coefficients), "composed"),
+            module,
+            rank_cut,
             NullModules.like(stack) if wants_null else None,
             recordings,
         )
@@ -239,7 +250,15 @@ class Job:
         check_use(self.plan)
         return score_answers(answers, [e.target for e in self.task.test])
 
-    def _manifest(self, base: Base, outcome: Outcome) -> dict[str, Any]:
+    def _rank_cut(self, model: AdaptedModel, cut: RankCut | None) -> dict[str, Any] | None:
+        """What the cut has done, and the loss on the examples since: that in the table is from before."""
+        if cut is None:
+            return None
+        stack = model.stack.composed_by(self.settings.composition)
+        with self._objective_on(model.base, stack, {}) as objective:
+            return {**dataclasses.asdict(cut), "loss": objective(np.ones((1, 1)))[0].mean_loss}
+
+    def _manifest(self, base: Base, outcome: Outcome, rank_cut: Mapping[str, Any] | None) -> dict[str, Any]:
         return manifest_of(
             base=base,
             modules=self.opened.modules,
@@ -260,5 +279,6 @@ class Job:
                 "interrupted": outcome.result.interrupted,
                 "cuda_graphs": list(outcome.recordings),
             },
+            rank_cut=rank_cut,
             timings=self.stopwatch.as_record(),
         )

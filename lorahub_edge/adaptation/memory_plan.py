@@ -41,11 +41,13 @@ class Workload:
         examples: encoded; the search reads them.
         tested_tokens: of the longest test row with its answer; 0 without a test.
         evaluate_by: the route of a candidate, see population.py.
+        composition: see `ModuleStack`.
     """
 
     examples: Sequence[EncodedExample]
     tested_tokens: int = 0
     evaluate_by: str = "side"
+    composition: str = "factors"
 
 
 @dataclass(frozen=True)
@@ -178,34 +180,64 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
 
     Beside them lies, in the CPU's memory, the composed module: it is there already when the null control searches.
     """
-    factors = 4 * BLOCK * layout.n_blocks
+    factors = _FactorSizes.of(layout, workload)
     sizes = _Sizes.of(base)
     lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
     groups = bucket_rows(workload.examples, limits, is_seq2seq=base.family.is_seq2seq)
     n_kept = 1 if graphs_on(base.device.type, workload.evaluate_by) is None else 2  # a recording, and what is launched
     calls = ([workload.examples[row] for row in rows] for rows in groups)
-    search = lanes * max(_call_bytes(examples, sizes, layout, limits, n_kept) for examples in calls)
+    search = lanes * max(_call_bytes(examples, sizes, factors, limits, n_kept) for examples in calls)
     if workload.evaluate_by == "inject":
         search += sum(t.out_features * t.in_features for t in layout.targets)
     tested = max(tokens_per_call, workload.tested_tokens) if workload.tested_tokens else 0
-    test = tested * (sizes.activation_bytes + sizes.cache_bytes) + sizes.padded_bytes * workload.tested_tokens**2
-    return max(search, factors + test) + (factors if base.device.type == "cpu" else 0)
+    per_token = sizes.activation_bytes + sizes.cache_bytes + factors.inner_bytes
+    test = factors.composed_bytes + tested * per_token + sizes.padded_bytes * workload.tested_tokens**2
+    return max(search, test) + factors.shared_bytes + (factors.module_bytes if base.device.type == "cpu" else 0)
 
 
 def _call_bytes(
-    examples: Sequence[EncodedExample], sizes: _Sizes, layout: StackLayout, limits: CallLimits, n_kept: int
+    examples: Sequence[EncodedExample], sizes: _Sizes, factors: _FactorSizes, limits: CallLimits, n_kept: int
 ) -> int:
     """Of one call, with what is computed from its factors kept n_kept times."""
     n_rows = sum(map(n_tokens, examples))
-    n_values = BLOCK * layout.n_blocks
-    n_candidates = limits.n_candidates(n_rows, n_values)
-    factors = 4 * n_values * n_candidates
-    B = 2 * n_values * n_candidates if n_candidates > 1 else 0  # once more, without gaps where candidates are several
+    n_candidates = limits.n_candidates(n_rows, factors.composed_bytes // 4)
+    composed = factors.composed_bytes * n_candidates
+    B = composed // 2 if n_candidates > 1 else 0  # once more, without gaps where candidates are several
     logits = 2 * 4 * sizes.vocab * n_candidates * sum(len(e.target_ids) for e in examples)
     longest = max(map(n_tokens, examples))
-    computed = B + logits + n_candidates * n_rows * sizes.activation_bytes + sizes.pair_bytes * longest**2
-    return factors + n_kept * computed
+    rows = n_candidates * n_rows * (sizes.activation_bytes + factors.inner_bytes)
+    return composed + n_kept * (B + logits + rows + sizes.pair_bytes * longest**2)
+
+
+@dataclass(frozen=True)
+class _FactorSizes:
+    """Bytes of what is made from the stack, on the way from coefficients to outputs.
+
+    Attributes:
+        composed_bytes: of each candidate's own factors.
+        shared_bytes: of the factors that all candidates share, of all modules at most, and of one target's on the way.
+        inner_bytes: of the inner products of one row, where they are wide.
+        module_bytes: of the composed module.
+    """
+
+    composed_bytes: int
+    shared_bytes: int
+    inner_bytes: int
+    module_bytes: int
+
+    @classmethod
+    def of(cls, layout: StackLayout, workload: Workload) -> _FactorSizes:
+        values = 4 * BLOCK * layout.n_blocks
+        if workload.composition == "factors":
+            return cls(values, 0, 0, values)
+        n = len(layout.names)
+        widest = max((t.rank * max(t.in_features, t.out_features) for t in layout.targets), default=0)
+        on_the_way = 3 * 4 * n * widest  # as picked, as rows, and as one matrix
+        ranks = [(min(n * t.rank, t.in_features, t.out_features), t) for t in layout.targets]
+        module = sum(4 * rank * (t.in_features + t.out_features) for rank, t in ranks)
+        inner = 2 * 4 * n * max((t.rank for t in layout.targets), default=0)  # and once more as float32
+        return cls(0, n * values + on_the_way, inner, module)
 
 
 @dataclass(frozen=True)

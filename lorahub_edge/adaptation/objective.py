@@ -167,7 +167,15 @@ def objective_on(
     tokens_per_call: int | None = None,
     computed_before: Mapping[bytes, Value] | None = None,
 ) -> Iterator[Objective]:
-    """The objective that the settings name, ready inside a with block."""
+    """The objective that the settings name, ready inside a with block.
+
+    Raises:
+        ValueError: the stack's modules add up by another rule than the settings say.
+    """
+    if stack.composition != settings.composition:
+        raise ValueError(
+            f"objective_on: expected a stack composed by {settings.composition!r}, received {stack.composition!r}"
+        )
     forward = PopulationForward(base, stack, encoded, tokens_per_call=tokens_per_call, evaluate_by=settings.evaluate_by)
     with forward.ready():
         form = FORMS[settings.objective_form]

@@ -96,12 +96,14 @@ class PopulationForward:
         self._graphs = graphs_on(base.device.type, evaluate_by)
         self._turn = base.turn
         with self._turn:  # so that no other thread's training is in the layers that are looked up
-            self._places = [_Place(lane, ROUTES[evaluate_by](lane, stack), self._graphs) for lane in bases_for(base, n)]
+            bases = bases_for(base, n)
+            routes: Sequence[SidePath | Injection] = ROUTES[evaluate_by].for_lanes(bases, stack)
+            self._places = [_Place(lane, route, self._graphs) for lane, route in zip(bases, routes, strict=True)]
         self._lanes = Lanes(self._places)
         limits = CallLimits.on(base.device.type, tokens, n_lanes=n)
         self._buckets = _buckets(base, examples, limits)
         most_tokens = max(b.n_tokens for b in self._buckets)
-        self._n_together = 1 if evaluate_by == "inject" else limits.n_candidates(most_tokens, stack.n_values)
+        self._n_together = 1 if evaluate_by == "inject" else limits.n_candidates(most_tokens, stack.n_composed)
         self._n_examples = len(examples)
         #: int64 (n_examples,): answer tokens of each example, its end mark included
         self.n_target_tokens = torch.tensor([len(e.target_ids) for e in examples])
@@ -139,6 +141,8 @@ class PopulationForward:
             return lambda place: place.fill(result[group], coefficients[group], buckets)
 
         with self._turn:  # held here and not in the lanes: the caller's thread may hold it already
+            for place in self._places:
+                place.route.begin(coefficients)
             deque(self._lanes.run(job_for(*job) for job in jobs), maxlen=0)
         return result
 
@@ -164,7 +168,7 @@ class _Place:
         if self.graphs is None:
             losses[:, columns] = compute().cpu()
         else:
-            shape = CallShape(len(coefficients), tuple(columns), prepared.data_ptr())
+            shape = CallShape(len(coefficients), tuple(columns), prepared.data_ptr(), prepared.shape[1])
             losses[:, columns] = self.graphs.run(shape, compute)
 
     def _bucket_losses(self, bucket: _Bucket, n_candidates: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ class Preset:
         alpha: weight of the L1 penalty.
         bound: half width of the box.
         budget: evaluations; `budget_per_module` more for each module.
+        composition: how modules add up; see `ModuleStack`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Preset:
     bound: float = 1.5
     budget: int = 40
     budget_per_module: int = 0
+    composition: str = "factors"
 
     def budget_for(self, n_modules: int) -> int:
         """Evaluations for a pool of this size."""

@@ -12,6 +12,11 @@ from lorahub_edge.errors import printable
 _WIDTH, _CURVE_HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 260, 56, 34, 14
 _BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH, _VALUE_WIDTH = 16, 6, 240, 60
 
+_SIGNS = {
+    "factors": "All signs flipped at once give the same model.",
+    "deltas": "A negative one takes away what its module adds.",
+}
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #6b7580; --line: #d8dde2; --paper: #fff; --best: #0b6e4f;
   --point: #8aa4b8; --up: #2a6f97; --down: #b5552b; --mark: #eef6f2; }
@@ -57,7 +62,7 @@ answer token); the line is the loss of the best candidate so far, best by the ob
 {_text(search["formula"])}.</figcaption></figure>
 <h2>Coefficients</h2>
 <figure>{_bars(report["coefficients"])}<figcaption>One per module, in the order given, within a box of
-&plusmn;{search["bound"]:g}. All signs flipped at once give the same model.</figcaption></figure>
+&plusmn;{search["bound"]:g}. {_SIGNS[search["composition"]]}</figcaption></figure>
 </body></html>
 """
 

@@ -112,6 +112,7 @@ class Run:
             "coefficients": dict(self.coefficients),
             "single_module_losses": dict(self.single_losses),
             "search": dict(self.manifest["search"]),
+            "rank_cut": self.manifest["rank_cut"],
             "timings": dict(self.manifest["timings"]),
             "peak_memory": dict(self.manifest["peak_memory"]),
             "folder": str(self.folder) if self.folder else None,

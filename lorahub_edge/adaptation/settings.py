@@ -14,7 +14,7 @@ from lorahub_edge.adaptation.population import ROUTES
 from lorahub_edge.adaptation.presets import Preset, preset_by_name
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.measure import parse_bytes
-from lorahub_edge.modules import STACK_DTYPES
+from lorahub_edge.modules import COMPOSITIONS, STACK_DTYPES
 from lorahub_edge.search import check_optimizer
 
 MAX_SEED = 2**32  # NumPy's and torch's generators take seeds below this
@@ -32,12 +32,13 @@ class SearchSettings:
     budget: int
     seed: int
     evaluate_by: str = "side"
+    composition: str = "factors"
 
     @classmethod
     def of(cls, preset: Preset, n_modules: int, *, seed: int, **changes: Any) -> SearchSettings:
         """Fill what the user left open (None) from the preset."""
         values: dict[str, Any] = {"budget": preset.budget_for(n_modules)}
-        values |= {name: getattr(preset, name) for name in ("optimizer", "alpha", "bound")}
+        values |= {name: getattr(preset, name) for name in ("optimizer", "alpha", "bound", "composition")}
         values |= {name: value for name, value in changes.items() if value is not None}
         return cls(preset.name, objective_form=preset.objective_form, seed=seed, **values)
 
@@ -63,14 +64,17 @@ class RunSettings:
     max_new_tokens: int | None = None
     null_control: bool = True
     evaluate_by: str = "side"
+    composition: str | None = None
+    rank: int | None = None
     max_memory: int | str | None = None
     stack_dtype: str | None = None
 
     def __post_init__(self) -> None:
         chosen = preset_by_name(self.preset)
-        names = ("alpha", "bound", "seed", "budget", "max_input_tokens", "max_new_tokens")
+        names = ("alpha", "bound", "seed", "budget", "max_input_tokens", "max_new_tokens", "rank")
         check_numbers(**{name: getattr(self, name) for name in names}, max_memory=self.budget_bytes)
         _check_name("evaluate_by", self.evaluate_by, ROUTES)
+        _check_name("composition", self.composition, COMPOSITIONS)
         _check_name("stack_dtype", self.stack_dtype, STACK_DTYPES)
         check_optimizer(self.chosen_optimizer, budget=self.budget or chosen.budget)
 
@@ -80,13 +84,18 @@ class RunSettings:
         return self.optimizer or preset_by_name(self.preset).optimizer
 
     @property
+    def chosen_composition(self) -> str:
+        """The user's, or else the preset's."""
+        return self.composition or preset_by_name(self.preset).composition
+
+    @property
     def budget_bytes(self) -> int | None:
         """Memory that the run may take."""
         return parse_bytes(self.max_memory) if isinstance(self.max_memory, str) else self.max_memory
 
     def search(self, n_modules: int) -> SearchSettings:
         """What the search over so many modules runs with."""
-        changes = {name: getattr(self, name) for name in ("optimizer", "budget", "alpha", "bound")}
+        changes = {name: getattr(self, name) for name in ("optimizer", "budget", "alpha", "bound", "composition")}
         preset = preset_by_name(self.preset)
         return SearchSettings.of(preset, n_modules, seed=self.seed, evaluate_by=self.evaluate_by, **changes)
 

@@ -101,7 +101,7 @@ def plan_memory(opened: Opened, encoded: Encoded, settings: RunSettings, cache: 
     return memory_plans(
         opened.base,
         opened.layout,
-        Workload(encoded.examples, tested_tokens, settings.evaluate_by),
+        Workload(encoded.examples, tested_tokens, settings.evaluate_by, settings.chosen_composition),
         budget_bytes=settings.budget_bytes,
         stack_dtype=settings.stack_dtype,
         can_map=can_map(opened.modules, opened.base.device, cache),

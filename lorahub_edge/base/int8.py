@@ -7,6 +7,7 @@ value = code * row_scale, row_scale = absmax / 127. bitsandbytes stores the absm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -172,10 +173,36 @@ class SideFactors:
         return torch.bmm(rows, self.A_t).mul_(self.scaling)
 
 
+@dataclass(frozen=True)
+class SideDeltas:
+    """Several modules' factors that a layer adds to its output; each candidate weighs the modules in its own way.
+
+    Attributes:
+        A_t: float (in_features, rank), of all modules together, transposed.
+        B: float32 (1, out_features, rank), contiguous: one for all candidates.
+        weighing: float32 (n_candidates, rank): the scaling times the coefficient of the rank's module.
+    """
+
+    A_t: torch.Tensor
+    B: torch.Tensor
+    weighing: torch.Tensor
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        """x @ A.T, weighed: (1, rows of all, rank). Candidate c owns the c-th of equal runs of rows."""
+        inner = x.reshape(-1, x.shape[-1]) @ self.A_t
+        weighing = self.weighing[:, None]
+        by_candidate = inner.view(len(weighing), -1, inner.shape[-1]).mul_(weighing)
+        # a module that overflows must not show in candidates without it
+        return by_candidate.masked_fill_(weighing == 0, 0.0).view(1, *inner.shape)
+
+
+Side: TypeAlias = SideFactors | SideDeltas
+
+
 class Int8Linear(Int8Layer):
     """y = x @ (codes * row_scale).T + bias, without ever holding the float weight.
 
-    While `side` is set, each candidate's low-rank path is added: y += scaling * (x @ A.T) @ B.T.
+    While `side` is set, each candidate's low-rank path is added: y += side.inner(x) @ B.T.
 
     Engines (attribute `engine`, recorded in the manifest; chosen in engines.py):
         "int8": x is quantised row by row too, the product is int8 x int8 -> int32. Every row of x is treated
@@ -196,9 +223,9 @@ class Int8Linear(Int8Layer):
         self.engine = engine
         self.out_features, self.in_features = weight.codes.shape
         self.inputs = QuantizedInputs()
-        self.side: SideFactors | None = None
+        self.side: Side | None = None
 
-    def set_side(self, side: SideFactors | None) -> None:
+    def set_side(self, side: Side | None) -> None:
         """Add this low-rank path from now on, or none."""
         self.side = side
         self.inputs.forget()

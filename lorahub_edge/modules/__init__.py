@@ -2,26 +2,33 @@
 
 from lorahub_edge.modules.files import LoraFactors, LoraModule, ModuleFolder, read_module, write_module
 from lorahub_edge.modules.hub import find_modules, load_modules
+from lorahub_edge.modules.in_use import FactorsInUse
 from lorahub_edge.modules.layout import STACK_DTYPES, StackLayout, Target
 from lorahub_edge.modules.null import NullModules, random_modules
 from lorahub_edge.modules.other_bases import OtherBase, other_bases, warn_of_other_bases
-from lorahub_edge.modules.stack import ModuleStack
+from lorahub_edge.modules.stack import COMPOSITIONS, ModuleStack, modules_in_use
 from lorahub_edge.modules.stored import can_map, load_stack
+from lorahub_edge.modules.truncate import RankCut, cut_rank
 
 __all__ = [
+    "COMPOSITIONS",
     "STACK_DTYPES",
+    "FactorsInUse",
     "LoraFactors",
     "LoraModule",
     "ModuleFolder",
     "ModuleStack",
     "NullModules",
     "OtherBase",
+    "RankCut",
     "StackLayout",
     "Target",
     "can_map",
+    "cut_rank",
     "find_modules",
     "load_modules",
     "load_stack",
+    "modules_in_use",
     "other_bases",
     "random_modules",
     "read_module",

@@ -15,13 +15,14 @@ class NullModules:
     """All that the null control takes from real modules; the real stack can go before the null's is drawn.
 
     Attributes:
-        layout, dtype, device: of the real stack.
+        layout, dtype, device, composition: of the real stack.
         rms: root mean square of each target's A and B, in order: float32 (2 * n_targets, n_modules).
     """
 
     layout: StackLayout
     dtype: str
     device: torch.device
+    composition: str
     rms: torch.Tensor
 
     @classmethod
@@ -30,7 +31,7 @@ class NullModules:
         rms = [
             stack.rows(blocks)[:, :n_values].square().mean(dim=1).sqrt() for blocks, n_values in _factors(stack.layout)
         ]
-        return cls(stack.layout, stack.dtype, stack.values.device, torch.stack(rms).cpu())
+        return cls(stack.layout, stack.dtype, stack.values.device, stack.composition, torch.stack(rms).cpu())
 
     def draw(self, seed: int) -> ModuleStack:
         """Gaussian noise, of the same root mean square in every factor.
@@ -44,7 +45,7 @@ class NullModules:
             noise[:, :n_values] = torch.randn((len(rms), n_values), generator=rng) * rms[:, None]
             for k, row in enumerate(noise):
                 stack.write(k, blocks, row.view(-1, BLOCK))
-        return stack.to(self.device)
+        return stack.composed_by(self.composition).to(self.device)
 
 
 def _factors(layout: StackLayout) -> list[tuple[slice, int]]:

@@ -22,7 +22,7 @@ from lorahub_edge.tasks import Example, PromptFormat
 from tests import tiny
 
 EXAMPLES = [Example(*row) for row in tiny.ROWS]
-SHAPE = CallShape(2, (0, 1), 4096)
+SHAPE = CallShape(2, (0, 1), 4096, 128)
 
 
 class StandIn:

@@ -1,0 +1,52 @@
+"""FactorsInUse: what candidates of rule "deltas" share, the factors of the modules that any of them uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from lorahub_edge.modules.layout import Target
+from lorahub_edge.modules.stack import ModuleStack
+
+
+class FactorsInUse:
+    """Per target A of some modules stacked and B side by side, in memory that stays in its place.
+
+    The place has room for all modules: a CUDA graph goes on reading there when others are taken, and pages that are
+    never written cost a CPU nothing.
+
+    Args:
+        stack: of which the modules are taken.
+        A_dtype: what A is rounded to.
+    """
+
+    def __init__(self, stack: ModuleStack, A_dtype: torch.dtype) -> None:
+        self._stack = stack
+        self.device = stack.values.device
+        ranks = [len(stack.names) * t.rank for t in stack.targets]
+        sizes = [(r * t.in_features, r * t.out_features) for r, t in zip(ranks, stack.targets, strict=True)]
+        self._A = [torch.empty(n_A, dtype=A_dtype, device=self.device) for n_A, _ in sizes]
+        self._B = [torch.empty(n_B, device=self.device) for _, n_B in sizes]
+        #: places of the modules that were taken last
+        self.modules: list[int] = []
+
+    def take(self, modules: Sequence[int]) -> None:
+        """Put these modules' factors in place, from now on; nobody may compute with the earlier ones meanwhile."""
+        if self.modules == list(modules):
+            return
+        self.modules = list(modules)
+        for target, A, B in self:
+            rows, columns = self._stack.side_by_side(target, modules)
+            A.copy_(rows)
+            B.view(columns.shape).copy_(columns)
+
+    def __iter__(self) -> Iterator[tuple[Target, torch.Tensor, torch.Tensor]]:
+        """Each target with A (rank, in_features) and float32 B (out_features, rank), the rank being that of all."""
+        for target, A, B in zip(self._stack.targets, self._A, self._B, strict=True):
+            rank = len(self.modules) * target.rank
+            yield (
+                target,
+                A[: rank * target.in_features].view(rank, target.in_features),
+                B[: rank * target.out_features].view(target.out_features, rank),
+            )
