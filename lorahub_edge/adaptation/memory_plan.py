@@ -13,12 +13,11 @@ import torch
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows, n_tokens
 from lorahub_edge.adaptation.graphs import graphs_on
 from lorahub_edge.adaptation.lanes import n_lanes
+from lorahub_edge.adaptation.sizes import FactorSizes, ModelSizes
 from lorahub_edge.base import Base, OpenBase
-from lorahub_edge.base.attention import keeps_pairs
 from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.measure import format_bytes, resident_bytes
 from lorahub_edge.modules import StackLayout
-from lorahub_edge.modules.layout import BLOCK
 from lorahub_edge.tasks import EncodedExample
 
 # Shares of TOKENS_PER_CALL that a plan may go down to: below, products are too thin for the hardware.
@@ -180,8 +179,8 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
 
     Beside them lies, in the CPU's memory, the composed module: it is there already when the null control searches.
     """
-    factors = _FactorSizes.of(layout, workload)
-    sizes = _Sizes.of(base)
+    factors = FactorSizes.of(layout, workload.composition)
+    sizes = ModelSizes.of(base)
     lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
     groups = bucket_rows(workload.examples, limits, is_seq2seq=base.family.is_seq2seq)
@@ -197,7 +196,7 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
 
 
 def _call_bytes(
-    examples: Sequence[EncodedExample], sizes: _Sizes, factors: _FactorSizes, limits: CallLimits, n_kept: int
+    examples: Sequence[EncodedExample], sizes: ModelSizes, factors: FactorSizes, limits: CallLimits, n_kept: int
 ) -> int:
     """Of one call, with what is computed from its factors kept n_kept times."""
     n_rows = sum(map(n_tokens, examples))
@@ -208,69 +207,6 @@ def _call_bytes(
     longest = max(map(n_tokens, examples))
     rows = n_candidates * n_rows * (sizes.activation_bytes + factors.inner_bytes)
     return composed + n_kept * (B + logits + rows + sizes.pair_bytes * longest**2)
-
-
-@dataclass(frozen=True)
-class _FactorSizes:
-    """Bytes of what is made from the stack, on the way from coefficients to outputs.
-
-    Attributes:
-        composed_bytes: of each candidate's own factors.
-        shared_bytes: of the factors that all candidates share, of all modules at most, and of one target's on the way.
-        inner_bytes: of the inner products of one row, where they are wide.
-        module_bytes: of the composed module.
-    """
-
-    composed_bytes: int
-    shared_bytes: int
-    inner_bytes: int
-    module_bytes: int
-
-    @classmethod
-    def of(cls, layout: StackLayout, workload: Workload) -> _FactorSizes:
-        values = 4 * BLOCK * layout.n_blocks
-        if workload.composition == "factors":
-            return cls(values, 0, 0, values)
-        n = len(layout.names)
-        widest = max((t.rank * max(t.in_features, t.out_features) for t in layout.targets), default=0)
-        on_the_way = 3 * 4 * n * widest  # as picked, as rows, and as one matrix
-        ranks = [(min(n * t.rank, t.in_features, t.out_features), t) for t in layout.targets]
-        module = sum(4 * rank * (t.in_features + t.out_features) for rank, t in ranks)
-        inner = 2 * 4 * n * max((t.rank for t in layout.targets), default=0)  # and once more as float32
-        return cls(0, n * values + on_the_way, inner, module)
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Bytes per token of what a forward keeps at once, from the model's config.
-
-    Attributes:
-        activation_bytes: in the widest place, a gated layer: state and its norm, codes, the float output of a wide
-            layer, and another's or what is left of a split input.
-        cache_bytes: keys and values of all decoder layers.
-        pair_bytes, padded_bytes: per pair of positions, without and with padding: T5's position bias, and the sum with
-            a mask.
-        vocab: size of the output layer.
-    """
-
-    activation_bytes: int
-    cache_bytes: int
-    pair_bytes: int
-    padded_bytes: int
-    vocab: int
-
-    @classmethod
-    def of(cls, base: Base | OpenBase) -> _Sizes:
-        config = base.model.config
-        d_model, d_ff = config.hidden_size, getattr(config, "d_ff", None) or config.intermediate_size
-        n_heads = config.num_attention_heads
-        head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or d_model // n_heads
-        n_layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
-        kv_heads = getattr(config, "num_key_value_heads", n_heads)
-        activations = 4 * (4 * d_model + 4 * n_heads * head + 2 * d_ff)
-        cache = 4 * 2 * n_layers * kv_heads * head
-        bias = 2 * 4 * n_heads if base.family.is_seq2seq else 4
-        return cls(activations, cache, bias if keeps_pairs(base) else 0, bias, config.vocab_size)
 
 
 def check_budget(plan: MemoryPlan) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from lorahub_edge.base import Base
-from lorahub_edge.base.int8 import Int8Linear, Side, SideDeltas, SideFactors
+from lorahub_edge.base.int8 import Int8Linear
+from lorahub_edge.base.side import Side, SideDeltas, SideFactors
 from lorahub_edge.kernels import memory
 from lorahub_edge.modules import FactorsInUse, ModuleStack, modules_in_use
 

@@ -131,10 +131,13 @@ def test_calls_are_recorded_on_cuda_and_can_be_told_not_to(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_replays_see_the_candidates_of_their_own_call(kind, precision, bases, module_folders, clock, monkeypatch):
+@pytest.mark.parametrize("composition", ["factors", "deltas"])
+def test_replays_see_the_candidates_of_their_own_call(
+    composition, kind, precision, bases, module_folders, clock, monkeypatch
+):
     """Whole calls and smaller ones in turns: what was recorded of an earlier call must find the later one's factors."""
     base = load_base(str(bases[kind]), precision=precision, device="cpu")
-    stack = ModuleStack.build(load_modules(module_folders[kind]), base)
+    stack = ModuleStack.build(load_modules(module_folders[kind]), base).composed_by(composition)
     encoded = PromptFormat.for_base(base).encode_all(EXAMPLES)
     rng = np.random.default_rng(0)
     points = [torch.from_numpy(rng.uniform(-1.5, 1.5, (n, 4))) for n in (3, 2, 3, 2, 3, 2, 3, 2, 3)]
@@ -172,24 +175,27 @@ class StaysThere(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("composition", ["factors", "deltas"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kind", ["t5", "llama", "gemma2", "gemma3"])
-def test_a_call_never_waits_for_its_device(kind, precision, bases, module_folders):
+def test_a_call_never_waits_for_its_device(kind, precision, composition, bases, module_folders):
     """On torch's device "meta" there is nothing to wait for: whoever looks at a value fails."""
     base = load_base(str(bases[kind]), precision=precision, device="cpu")
-    stack = ModuleStack.build(load_modules(module_folders[kind]), base)
+    stack = ModuleStack.build(load_modules(module_folders[kind]), base).composed_by(composition)
+    stack = stack if composition == "factors" else stack.to("meta")  # its factors are read as they are
     with PopulationForward(base, stack, PromptFormat.for_base(base).encode_all(EXAMPLES)).ready() as forward:
         (place,) = forward._places
+        place.route.begin(torch.ones(3, 4))
         engines = layer_engines(base.model)  # there are no blocks on a GPU
         set_engines(base.model, {name: engine.replace("int8-blocks", "int8-split") for name, engine in engines.items()})
         base.model.to("meta")
-        composed = torch.empty(3, stack.n_values, device="meta")
+        prepared = torch.empty(3, stack.n_composed or 4, device="meta")
         for bucket in forward._buckets:
             there = {name: value.to("meta") for name, value in bucket.model_inputs.items()}
             moved = replace(
                 bucket, model_inputs=there, answers=bucket.answers.to("meta"), places=bucket.places.to("meta")
             )
-            with torch.inference_mode(), place.route.active(composed), StaysThere():
+            with torch.inference_mode(), place.route.active(prepared), StaysThere():
                 losses = place._bucket_losses(moved, 3)
             assert losses.shape == (3, len(bucket.rows))
 

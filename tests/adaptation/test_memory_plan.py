@@ -77,6 +77,34 @@ def test_room_is_left_for_the_composed_module(bases, module_folders, monkeypatch
     assert plan.workspace_bytes == 10**9 + 4 * stack.n_values
 
 
+def test_room_is_left_for_the_factors_that_candidates_share(bases, module_folders, monkeypatch):
+    """By rule "deltas": of all modules, since the uniform mean uses all; once, however many lanes there are."""
+    monkeypatch.setattr("lorahub_edge.adaptation.memory_plan._call_bytes", lambda *_: 0)
+    arguments = (str(bases["t5"]), module_folders["t5"], tiny.ROWS)
+    base = load_base(str(bases["t5"]), device="cpu")
+    stack = ModuleStack.build(find_modules(module_folders["t5"]), base).composed_by("deltas")
+    module = stack.composed_module(torch.ones(4), "composed")
+    for dtype in ("fp32", "int8"):
+        plan = lorahub_edge.plan(*arguments, device="cpu", stack_dtype=dtype, composition="deltas")[0]
+        module_bytes = sum(4 * (f.A.numel() + f.B.numel()) for f in module.factors.values())
+        one_target = 3 * 4 * 4 * (4 * 32)  # three copies of four modules' A or B of rank 4
+        assert plan.workspace_bytes == 4 * 4 * stack.n_values + one_target + module_bytes
+
+
+def test_wide_inner_products_are_planned(bases, module_folders):
+    arguments = (str(bases["t5"]), module_folders["t5"], LONG_ROWS)
+
+    def workspace(composition, n_modules):
+        folders = [str(module_folders["t5"] / f"m{k}") for k in range(n_modules)]
+        plans = lorahub_edge.plan(arguments[0], folders, arguments[2], device="cpu", composition=composition)
+        return plans[0].workspace_bytes
+
+    shared = 4 * ModuleStack.build(find_modules(module_folders["t5"]), load_base(arguments[0], device="cpu")).n_values
+    grown = workspace("deltas", 4) - workspace("deltas", 1)
+    assert grown > 3 * shared + 3 * shared  # factors in use, the composed module, and 12 ranks of inner products a row
+    assert workspace("factors", 4) == workspace("factors", 1)
+
+
 def test_room_is_left_for_recordings_of_calls(bases, module_folders, monkeypatch):
     """What a CUDA graph computes stays in its place, beside what the next call computes; the factors are there once."""
 

@@ -79,7 +79,8 @@ def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page(
     report = {
         "headline": "h", "verdict": "", "task": "t", "n_examples": 1, "n_test": 0, "table": [],
         "coefficients": {"a": 1.0},
-        "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5},
+        "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5,
+            "composition": "factors"},
         "timings": {"total_s": 1.0},
     }  # fmt: skip
     assert "No candidate has a finite loss." in report_html(report, [(math.nan, math.nan)] * 3)

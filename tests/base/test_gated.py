@@ -9,7 +9,8 @@ from lorahub_edge.base import load_base
 from lorahub_edge.base.engines import one_part_errors
 from lorahub_edge.base.families import family_of
 from lorahub_edge.base.gated import GatedFeedForward, fuse_gated_layers
-from lorahub_edge.base.int8 import Int8Linear, Int8Weight, SideFactors
+from lorahub_edge.base.int8 import Int8Linear, Int8Weight
+from lorahub_edge.base.side import SideFactors
 
 
 class Gated(nn.Module):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorahub_edge.base.int8 import Int8Linear, Int8Weight, SideFactors
+from lorahub_edge.base.int8 import Int8Linear, Int8Weight
+from lorahub_edge.base.side import SideDeltas, SideFactors
 from lorahub_edge.kernels import ops
 
 
@@ -25,6 +26,26 @@ def test_side_factors_add_each_candidates_delta(engine, bias):
     torch.testing.assert_close(layer(x), plain + delta.flatten(0, 1), rtol=1e-5, atol=1e-5)
     layer.side = None
     assert torch.equal(layer(x), plain)
+
+
+@pytest.mark.parametrize("engine", ["int8", "int8-blocks", "int8-split", "dequantize"])
+@pytest.mark.parametrize("rank", [3, 96, 416])
+def test_side_deltas_are_each_candidates_weighed_factors(engine, rank):
+    """The same as factors of its own for every candidate, with its weighing in B; exact zeros where it has none."""
+    layer = Int8Linear(Int8Weight.from_float(torch.randn(33, 128)), torch.randn(33), engine=engine)
+    x = torch.randn(6, 5, 128)
+    plain = layer(x)
+    rng = torch.Generator().manual_seed(1)
+    A_t, B = torch.randn(128, rank, generator=rng), torch.randn(1, 33, rank, generator=rng)
+    weighing = (1 + torch.rand(3, rank, generator=rng)) * (torch.arange(rank) % 2)
+    weighing[1] = 0
+    layer.side = SideFactors(A_t.expand(3, 128, rank), B * weighing[:, None], 1.0)
+    expected = layer(x)
+    layer.side = SideDeltas(A_t, B, weighing)
+    # two float32 sums of 128 and `rank` terms, each up to about 100
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-3)
+    assert torch.equal(layer(x)[2:4], plain[2:4])
+    assert not torch.allclose(layer(x)[:2], plain[:2], atol=1)
 
 
 def test_layers_that_read_one_tensor_quantise_it_once(monkeypatch):

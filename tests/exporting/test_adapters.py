@@ -56,6 +56,17 @@ def test_every_family_takes_an_adapter(make_run, kind, precision, tmp_path):
         assert answers(folder) != answers(folder, "none")
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_sum_of_deltas_is_served_from_a_graph_and_beside_one(make_run, kind, tmp_path):
+    """Its rank is that of four modules together; the graphs take any."""
+    run = make_run(kind, f"{kind}-deltas", composition="deltas")
+    folder = lorahub_edge.export(run, tmp_path / "beside", with_adapter=True).folder
+    adapter = load_file(folder / "adapters" / f"{run.name}.safetensors")
+    assert max(min(tensor.shape) for tensor in adapter.values()) > 4
+    assert answers(folder) == side_path_answers(run) != answers(folder, "none")
+    assert lorahub_edge.export(run, tmp_path / "merged").report["passed"]
+
+
 def test_without_an_adapter_the_graphs_are_the_base(shared, run, bases, tmp_path):
     plain = lorahub_edge.export(str(bases["t5"]), tmp_path / "plain").folder
     prompts = [[6, 11, 4, 9, 1], [12, 5, 1]]

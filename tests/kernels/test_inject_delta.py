@@ -120,7 +120,7 @@ def test_sizes(out_features: int, in_features: int, dtype: torch.dtype, rounding
     assert_injected(layer.inject(dtype=dtype, rounding=rounding), layer, rounding)
 
 
-@pytest.mark.parametrize("rank", SIZES)
+@pytest.mark.parametrize("rank", [*SIZES, 96, 416])
 def test_ranks(rank: int) -> None:
     layer = layer_of(33, 257, rank)
     for dtype in DTYPES:

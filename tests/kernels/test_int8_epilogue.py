@@ -88,6 +88,15 @@ for dtype in DTYPES:
     run_with_isa(isa, script)
 
 
+@pytest.mark.parametrize("rank", [96, 416])
+def test_ranks_of_several_modules(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side in one group; with native kernels and without."""
+    layer = layer_of(33, 129, rank=rank, bias=True)
+    assert_output(layer.output(), layer)
+    monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
+    assert_output(layer.output(), layer)
+
+
 def test_reference_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
     for layer in (layer_of(33, 31), layer_of(32, 257, rank=16, n_groups=4, bias=True)):

@@ -124,6 +124,16 @@ def test_groups_have_their_own_side_paths(rank: int, n_groups: int) -> None:
     assert_output(layer.output(), layer)
 
 
+@pytest.mark.parametrize("n_rows", [3, 66])
+@pytest.mark.parametrize("rank", [96, 416])
+def test_ranks_of_several_modules(rank: int, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side in one group; with native kernels and without."""
+    layer = layer_of(n_rows, 129, 32, rank=rank, bias=True)
+    assert_output(layer.output(), layer)
+    monkeypatch.setenv("LORAHUB_EDGE_KERNELS", "reference")
+    assert_output(layer.output(), layer)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(("n_rows", "out_features", "n_blocks"), [(1, 4, 1), (9, 67, 1), (50, 130, 1), (50, 130, 4)])
 def test_a_gate_is_gated_activation_of_the_output(

@@ -62,6 +62,22 @@ def test_merged_fp32_is_the_composed_model(runs, kind, tmp_path):
     assert merged.survival.survived == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_sum_of_deltas_merges_like_any_module(kind, bases, module_folders, tmp_path):
+    run = tmp_path / "run"
+    lorahub_edge.adapt(
+        str(bases[kind]), [str(module_folders[kind])], list(tiny.ROWS), n_examples=4,
+        budget=4, device="cpu", null_control=False, composition="deltas", out=run,
+    )  # fmt: skip
+    assert max(f.rank for f in read_module(run / "adapter").factors.values()) > 4
+    merged = lorahub_edge.merge(run, tmp_path / "merged", precision="fp32")
+    is_seq2seq = merged.base.family.is_seq2seq
+    expected = side_path_logits(run, "fp32")
+    torch.testing.assert_close(logits(merged.base.model, is_seq2seq), expected, rtol=1e-4, atol=1e-4)
+    assert merged.survival.survived == pytest.approx(1, abs=1e-4)
+    assert lorahub_edge.merge(run, in_place_int8=True).survival.survived > 0.9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_int8_is_quantised_once_and_keeps_its_codes_on_disk(runs, kind, tmp_path):
     merged = lorahub_edge.merge(runs[kind], tmp_path / "merged")

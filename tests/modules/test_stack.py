@@ -80,6 +80,58 @@ def test_signs_flipped_give_the_same_model_and_zero_gives_none(base, unlike_modu
         assert not delta(stack, 0 * c, target.name).any()
 
 
+def summed(stack: ModuleStack, coefficients) -> dict[str, torch.Tensor]:
+    module = stack.composed_by("deltas").composed_module(torch.tensor(coefficients, dtype=torch.float64), "composed")
+    return {target: factors.delta().double() for target, factors in module.factors.items()}
+
+
+@given(st.lists(st.floats(-1.5, 1.5), min_size=5, max_size=5))
+def test_by_rule_deltas_what_modules_do_alone_adds_up(base, unlike_modules, coefficients):
+    stack = ModuleStack.build(unlike_modules, base)
+    got = summed(stack, coefficients)
+    for target in stack.targets:
+        alone = [
+            c * m.factors[target.name].delta().double()
+            for c, m in zip(coefficients, unlike_modules, strict=True)
+            if target.name in m.factors
+        ]
+        torch.testing.assert_close(got[target.name], sum(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_by_rule_deltas_ranks_add_up_where_a_module_is_used(base, unlike_modules):
+    stack = ModuleStack.build(unlike_modules, base).composed_by("deltas")
+    ranks = {target.name: 0 for target in stack.targets}
+    for k in (0, 1, 3):
+        for target, factors in unlike_modules[k].factors.items():
+            ranks[target] += factors.rank
+    c = torch.tensor([0.5, -1.0, 0, 1e-3, 0], dtype=torch.float64)
+    found = stack.composed_module(c, "composed").factors
+    assert {target: factors.rank for target, factors in found.items()} == ranks
+    nothing = stack.composed_module(0 * c, "composed").factors.values()
+    assert [(f.rank, bool(f.delta().any())) for f in nothing] == [(1, False)] * len(stack.targets)
+
+
+def test_by_rule_deltas_signs_flipped_give_the_delta_flipped(base, unlike_modules):
+    stack = ModuleStack.build(unlike_modules, base)
+    c = np.array([0.3, -1.1, 0.7, 0.2, 1.4])
+    there, back = summed(stack, c), summed(stack, -c)
+    for target, delta_there in there.items():
+        assert torch.equal(delta_there, -back[target])
+        assert delta_there.any()
+
+
+def test_a_sum_of_many_deltas_has_no_more_rank_than_its_layer(bases, base, tmp_path):
+    """A module of more could not be read again: it would be larger than the layer."""
+    folders = [tiny.save_module(bases["t5"], tmp_path / f"m{k}", "t5", seed=k, r=16) for k in range(5)]
+    modules = [read_module(folder) for folder in folders]
+    stack = ModuleStack.build(modules, base).composed_by("deltas")
+    composed = stack.composed_module(torch.ones(5), "composed")
+    for target, factors in composed.factors.items():
+        assert factors.rank == 32
+        expected = sum(m.factors[target].delta() for m in modules)
+        torch.testing.assert_close(factors.delta(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_order_of_modules_does_not_matter(base, unlike_modules):
     c = [0.3, -1.1, 0.7, 0.2, 1.4]
     there = ModuleStack.build(unlike_modules, base)
