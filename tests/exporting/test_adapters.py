@@ -59,7 +59,7 @@ def test_every_family_takes_an_adapter(make_run, kind, precision, tmp_path):
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_sum_of_deltas_is_served_from_a_graph_and_beside_one(make_run, kind, tmp_path):
     """Its rank is that of four modules together; the graphs take any."""
-    run = make_run(kind, f"{kind}-deltas", composition="deltas")
+    run = make_run(kind, f"{kind}-deltas", preset="paper", composition="deltas")
     folder = lorahub_edge.export(run, tmp_path / "beside", with_adapter=True).folder
     adapter = load_file(folder / "adapters" / f"{run.name}.safetensors")
     assert max(min(tensor.shape) for tensor in adapter.values()) > 4

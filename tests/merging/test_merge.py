@@ -67,7 +67,7 @@ def test_a_sum_of_deltas_merges_like_any_module(kind, bases, module_folders, tmp
     run = tmp_path / "run"
     lorahub_edge.adapt(
         str(bases[kind]), [str(module_folders[kind])], list(tiny.ROWS), n_examples=4,
-        budget=4, device="cpu", null_control=False, composition="deltas", out=run,
+        budget=4, device="cpu", null_control=False, preset="paper", composition="deltas", out=run,
     )  # fmt: skip
     assert max(f.rank for f in read_module(run / "adapter").factors.values()) > 4
     merged = lorahub_edge.merge(run, tmp_path / "merged", precision="fp32")
