@@ -26,7 +26,8 @@ from lorahub_edge.adaptation import FORMS, PRESETS, Objective, PopulationForward
 from lorahub_edge.adaptation.objective import ObjectiveForm, mean_token_loss
 from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.base import load_base
-from lorahub_edge.benchmark.methods import Fitted, Method, Metrics, Tuning, of_tuning, search
+from lorahub_edge.benchmark.fitted import Fitted, Method, Metrics
+from lorahub_edge.benchmark.methods import Tuning, of_tuning, search
 from lorahub_edge.benchmark.quality import Results, measure
 from lorahub_edge.benchmark.trial import Pool, Protocol, Trial
 from lorahub_edge.modules import LoraModule, load_modules

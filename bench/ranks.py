@@ -23,7 +23,8 @@ from bench.pocket_tasks import write_tasks
 from bench.records import RESULTS
 from lorahub_edge import pocket
 from lorahub_edge.base import load_base
-from lorahub_edge.benchmark.methods import METHODS, Method
+from lorahub_edge.benchmark.fitted import Method
+from lorahub_edge.benchmark.methods import METHODS
 from lorahub_edge.benchmark.quality import Results, measure
 from lorahub_edge.benchmark.trial import Pool, Protocol, Trial
 from lorahub_edge.modules import load_modules, read_module

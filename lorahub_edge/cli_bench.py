@@ -43,6 +43,12 @@ def quality(
         list[str], typer.Option(help="Method, repeatable. Default: all; an unknown name lists them.")
     ] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Seeds 1 ... n, each with its own draw of examples.")] = 3,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Measure a task without the module of its name, which is its ceiling.")
+    ] = False,
+    ceilings: Annotated[
+        list[str], typer.Option(help="Modules named like tasks that have none in the pool; ceilings only. Repeatable.")
+    ] = [],  # noqa: B006
     n_examples: Annotated[int, typer.Option(help="Examples that a method may learn from.")] = 5,
     n_test: RowsOption = None,
     prompt: PromptOption = "auto",
@@ -76,6 +82,8 @@ def quality(
             out=out,
             methods=methods,
             n_seeds=seeds,
+            leave_out=leave_out,
+            ceilings=ceilings,
             protocol=protocol,
             precision=precision,
             device=device,

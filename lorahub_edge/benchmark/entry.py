@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.base import Base, load_base
-from lorahub_edge.benchmark.methods import METHODS, Method, methods_by_name
+from lorahub_edge.benchmark.methods import CEILING, FLOOR, METHODS, methods_for
 from lorahub_edge.benchmark.published import DATA_URL, MODULES, draw_modules, fetch_data, module_specs
 from lorahub_edge.benchmark.quality import Results, Say, measure
 from lorahub_edge.benchmark.records import Record
-from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, find_tasks
+from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, find_tasks, with_own_modules
 from lorahub_edge.cache import default_cache
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.modules import find_modules
@@ -32,6 +32,8 @@ def bench_quality(
     out: str | Path,
     methods: Sequence[str] = (),
     n_seeds: int = 3,
+    leave_out: bool = False,
+    ceilings: Sequence[str | Path] = (),
     protocol: Protocol | None = None,
     precision: str = "int8",
     device: str = "auto",
@@ -46,6 +48,10 @@ def bench_quality(
         out: a result file. It only grows; points that it has are not measured again.
         methods: names in METHODS; none for all.
         n_seeds: seeds 1 ... n, with example draws 42, 43, ...
+        leave_out: whether a module with a task's name was trained on that task. The task is measured without it, and
+            it alone is the task's ceiling, method "own-module". Ceiling and best constant answer are then measured
+            whatever `methods` names: they tell on which tasks a difference can show.
+        ceilings: modules with the names of tasks that have none in the pool; they serve as ceilings and nothing else.
         protocol: how points are measured; default Protocol("quality").
         again: measure also what `out` has.
         say: told of every point, in a line.
@@ -58,10 +64,16 @@ def bench_quality(
         KeyboardInterrupt: what was measured until then is in `out`.
     """
     protocol = protocol or Protocol("quality")
-    seeds, chosen, found = _checked(protocol, n_seeds, methods or tuple(METHODS), tasks)
+    seeds, found = _checked(protocol, n_seeds, tasks)
+    in_pool = find_modules(modules)
+    if ceilings and not leave_out:
+        raise InvalidInput("ceilings: they are for leave_out (--leave-out), which was not asked for")
+    if leave_out:
+        found = with_own_modules(found, in_pool, find_modules(ceilings) if ceilings else ())
+    names = methods or [name for name, method in METHODS.items() if any(map(method.is_for, found))]
+    chosen = methods_for(found, [*names, *((FLOOR, CEILING) if leave_out else ())])
     results = Results(Path(out), again=again)
-    loaded = _loaded(base, precision, device)
-    pool = Pool(loaded, find_modules(modules))
+    pool = Pool(_loaded(base, precision, device), in_pool)
     return measure(protocol, pool, found, chosen, seeds=seeds, results=results, say=say)
 
 
@@ -103,8 +115,9 @@ def bench_bbh(
     specs = module_specs(list(modules))
     draw_modules(specs, n_modules, 1)
     folder = fetch_data(str(data), out.absolute().parent)
-    seeds, chosen, tasks = _checked(protocol, n_seeds, methods or BBH_METHODS, [str(folder)])
+    seeds, tasks = _checked(protocol, n_seeds, [str(folder)])
     tasks = _only(tasks, only)
+    chosen = methods_for(tasks, methods or BBH_METHODS)
     results = Results(out, again=again)
     loaded = _loaded(base, precision, device)
     records: list[Record] = []
@@ -123,10 +136,8 @@ def bench_bbh(
     return records
 
 
-def _checked(
-    protocol: Protocol, n_seeds: int, methods: Sequence[str], tasks: Sequence[str]
-) -> tuple[list[int], list[Method], list[TaskRows]]:
-    """Seeds, methods and tasks, before anything slow begins."""
+def _checked(protocol: Protocol, n_seeds: int, tasks: Sequence[str]) -> tuple[list[int], list[TaskRows]]:
+    """Seeds and tasks, before anything slow begins."""
     check_numbers(
         n_seeds=n_seeds,
         n_examples=protocol.n_examples,
@@ -134,7 +145,7 @@ def _checked(
         max_new_tokens=protocol.max_new_tokens,
         batch_size=protocol.batch_size,
     )
-    return list(range(1, n_seeds + 1)), methods_by_name(list(methods)), find_tasks(list(tasks))
+    return list(range(1, n_seeds + 1)), find_tasks(list(tasks))
 
 
 def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:

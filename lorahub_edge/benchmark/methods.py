@@ -3,103 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lorahub_edge.adaptation import PRESETS, AdaptedModel, Objective, Value
 from lorahub_edge.adaptation.controls import index_of_lowest
 from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.adaptation.task import Task
-from lorahub_edge.benchmark.trial import Trial
+from lorahub_edge.benchmark.fitted import Fitted, Method, Metrics
+from lorahub_edge.benchmark.trial import TaskRows, Trial, modules_sha256
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules import ModuleStack, random_modules
+from lorahub_edge.modules import LoraModule, ModuleFolder, ModuleStack, random_modules
 from lorahub_edge.search import SearchResult, make_searcher, run_search
 from lorahub_edge.tasks import Example, constant_answer
 from lorahub_edge.train import TrainSettings, tuned
 
-Metrics = Mapping[str, Any]
-
 # The released search's budget, and what "equal time" is measured against.
 REFERENCE = "lorahub-code"
 
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a method made of the examples: a model, or the answers themselves.
-
-    Attributes:
-        model: answers and has losses; None where a method needs no model to answer.
-        detail: for people.
-        n_evaluations: passes over the examples: evaluations of a search, steps of a training.
-        coefficients: (n_modules,), where there are any.
-        resolved: the optimiser that really ran, if one did.
-        has_examples_in_prompt: whether the model reads the examples with every question.
-        answers: to the test rows, in order, where there is no model.
-    """
-
-    model: AdaptedModel | None
-    detail: str
-    n_evaluations: int = 0
-    coefficients: npt.NDArray[np.float64] | None = None
-    resolved: str | None = None
-    has_examples_in_prompt: bool = False
-    answers: Sequence[str] = ()
-
-    def answers_to(self, test: Sequence[Example], *, batch_size: int) -> Sequence[str]:
-        """The answers to the test rows, in order."""
-        if self.model is None:
-            return self.answers
-        return self.model.predict([row.input for row in test], batch_size=batch_size)
-
-    def costs(self, examples: Sequence[Example], test: Sequence[Example]) -> dict[str, float | None]:
-        """Losses on both kinds of rows and tokens read for a test row, None where there is no such number."""
-        model = self.model
-        return {
-            "example_loss": None if model is None or self.has_examples_in_prompt else model.loss(examples),
-            "test_loss": None if model is None else model.loss(test),
-            "tokens_per_example": None if model is None else _tokens_per_example(model, test),
-        }
-
-    def __repr__(self) -> str:
-        return f"Fitted({self.detail}, {self.n_evaluations} evaluations)"
-
-
-def _tokens_per_example(model: AdaptedModel, rows: Sequence[Example]) -> float:
-    """Mean number of tokens that the model reads for one question."""
-    return round(fmean(len(model.prompt.encode_input(row.input)[0]) for row in rows), 1)
-
-
-# Metrics of the trial's earlier methods by name -> what was fitted, for as long as the block lasts.
-Fit: TypeAlias = "Callable[[Trial, Mapping[str, Metrics]], AbstractContextManager[Fitted]]"
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to adapt.
-
-    Attributes:
-        name: as --methods takes it and as tables show it.
-        meaning: for people.
-        fit: see Fit.
-        settings: all that decides its outcome beside the trial's draw, for the record's key.
-        uses_modules: whether the pool's modules matter to it; if not, one record serves every pool.
-        after: methods whose metrics `fit` needs.
-        precision: of the base, where it is not the pool's.
-    """
-
-    name: str
-    meaning: str
-    fit: Fit
-    settings: Callable[[Trial], Mapping[str, Any]] = lambda trial: {}
-    uses_modules: bool = True
-    after: tuple[str, ...] = ()
-    precision: str | None = None
+# Between these two a task has room for a method to show something.
+FLOOR, CEILING = "constant-oracle", "own-module"
 
 
 @dataclass(frozen=True)
@@ -151,6 +78,18 @@ def _uniform(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
     n = len(trial.pool.modules)
     coefficients = np.full(n, 1.0 / n)
     yield Fitted(trial.model(coefficients), f"all at 1/{n}", coefficients=coefficients)
+
+
+@contextmanager
+def _own_module(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+    module = _own_module_of(trial).read()
+    model = AdaptedModel.of_module(trial.pool.base, module, trial.prompt, trial.max_new_tokens)
+    yield Fitted(model, f"{module.name} at 1")
+
+
+def _own_module_of(trial: Trial) -> LoraModule | ModuleFolder:
+    assert trial.rows.own_module is not None  # the method is for tasks that have one
+    return trial.rows.own_module
 
 
 @dataclass(frozen=True)
@@ -251,7 +190,7 @@ METHODS: Mapping[str, Method] = {
             uses_modules=False,
         ),
         Method(
-            "constant-oracle",
+            FLOOR,
             "the most frequent target of the test rows: no constant answer does better",
             _Constant(lambda task: task.test).fit,
             uses_modules=False,
@@ -278,11 +217,19 @@ METHODS: Mapping[str, Method] = {
         of_tuning("lora-tuning", "new LoRA factors by gradient", Tuning("lora", 2e-4)),
         of_tuning("ia3", "(IA)3 by gradient", Tuning("ia3", 2e-4)),
         of_tuning("full-tuning", "all parameters by gradient", Tuning("full", 3e-5)),
+        Method(
+            CEILING,
+            "the module that was trained on the task, alone: what the others could reach at best",
+            _own_module,
+            lambda trial: {"module_sha256": modules_sha256([_own_module_of(trial)])},
+            uses_modules=False,
+            is_for=lambda rows: rows.own_module is not None,
+        ),
     )
 }
 
 
-def methods_by_name(names: list[str]) -> list[Method]:
+def methods_by_name(names: Sequence[str]) -> list[Method]:
     """Look up methods, in the tables' order.
 
     Raises:
@@ -294,3 +241,19 @@ def methods_by_name(names: list[str]) -> list[Method]:
         if missing := [other for other in METHODS[name].after if other not in names]:
             raise InvalidInput(f"method '{name}' is measured against {', '.join(missing)}: name these too")
     return [method for name, method in METHODS.items() if name in names]
+
+
+def methods_for(tasks: Sequence[TaskRows], names: Sequence[str]) -> list[Method]:
+    """Look up methods that are for some of the tasks at least.
+
+    Raises:
+        InvalidInput: see `methods_by_name`; or one that is for none.
+    """
+    methods = methods_by_name(names)
+    for method in methods:
+        if not any(map(method.is_for, tasks)):
+            raise InvalidInput(
+                f"method '{method.name}' ({method.meaning}): no task has one; with leave_out it is the module of the "
+                f"task's name, in the pool or in the ceilings. The tasks are {', '.join(t.name for t in tasks)}"
+            )
+    return methods

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorahub_edge.benchmark.methods import Method, Metrics
+from lorahub_edge.benchmark.fitted import Method, Metrics
 from lorahub_edge.benchmark.records import Record, append, key_of, make_record, read
 from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, Trial
 from lorahub_edge.benchmark.usage import measured
@@ -57,7 +57,7 @@ def measure(
     """Measure what the results do not know yet.
 
     Args:
-        protocol, pool: what all points share.
+        protocol, pool: what all points share; but a task's own module is left out of the pool.
         tasks: see `find_tasks`.
         methods: see `methods_by_name`; later ones may be measured against earlier ones.
         seeds: of the methods. Seed k goes with example draw 42 + k - 1.
@@ -72,12 +72,14 @@ def measure(
         KeyboardInterrupt: what was measured until then is in the file.
     """
     load_optimisers()  # before anything is timed
-    base, modules = pool.base_record(), pool.ready().modules_record()
+    base = pool.base_record()
     records: list[Record] = []
     for rows in tasks:
+        of_task = pool.without(rows.own_module).ready()
+        modules = of_task.modules_record()
         for seed in seeds:
             draw = FIRST_EXAMPLE_SEED + seed - 1 if example_seed is None else example_seed
-            trial = Trial.of(pool, rows, protocol, example_seed=draw, seed=seed)
+            trial = Trial.of(of_task, rows, protocol, example_seed=draw, seed=seed)
             shared = {**protocol.record(), **trial.record(), **base}
             records += _measure_trial(protocol, trial, methods, shared, modules, results, say)
     return records
@@ -96,6 +98,8 @@ def _measure_trial(
     records: dict[str, Record] = {}
     pools: dict[str | None, Pool] = {None: trial.pool}
     for method in methods:
+        if not method.is_for(trial.rows):
+            continue
         own = {**(modules if method.uses_modules else {}), "precision": method.precision or shared["precision"]}
         setup = {**shared, **own, "method": {"name": method.name, **method.settings(trial)}}
         record = results.get(protocol.bench, setup)

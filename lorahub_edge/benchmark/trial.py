@@ -27,10 +27,17 @@ EXAMPLE_FILE, TEST_FILE = "example.jsonl", "zero_shot.jsonl"  # of a task's fold
 
 @dataclass(frozen=True)
 class Pool:
-    """A base and the modules that a search may use, loaded once for many trials."""
+    """A base and the modules that a search may use, loaded once for many trials.
+
+    Attributes:
+        base: frozen.
+        modules: what may be composed.
+        left_out: a module of the pool that may not, since it was trained on the task at hand.
+    """
 
     base: Base
     modules: Sequence[LoraModule | ModuleFolder]
+    left_out: LoraModule | ModuleFolder | None = None
 
     @cached_property
     def stack(self) -> ModuleStack:
@@ -48,6 +55,19 @@ class Pool:
         base = load_base(self.base.source.spec, precision=str(precision), device=self.base.device.type)
         return replace(self, base=base).ready()
 
+    def without(self, module: LoraModule | ModuleFolder | None) -> Pool:
+        """The pool with a task's own module left out; itself if that is none of its modules.
+
+        Raises:
+            InvalidInput: it has no other.
+        """
+        others = [m for m in self.modules if m is not module]
+        if len(others) == len(self.modules):
+            return self
+        if not others:
+            raise InvalidInput(f"modules: '{self.modules[0].name}' is the only one and is left out; give others too")
+        return replace(self, modules=others, left_out=module)
+
     def ready(self) -> Pool:
         """Itself, with the modules laid out."""
         _ = self.stack
@@ -59,13 +79,20 @@ class Pool:
         return {"base": files, "precision": self.base.precision, "device": self.base.device.type}
 
     def modules_record(self) -> dict[str, Any]:
-        """Names, and one hash over all files."""
-        digests = {m.name: sha256_files(m.files) for m in self.modules}
-        digest = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
-        return {"modules": list(digests), "modules_sha256": digest}
+        """Names, and one hash over all files: those of the whole pool, so that its tasks can be found by it."""
+        names = [m.name for m in self.modules]
+        left_out = {} if self.left_out is None else {"left_out": self.left_out.name}
+        whole = [*self.modules, *([] if self.left_out is None else [self.left_out])]
+        return {"modules": names, "modules_sha256": modules_sha256(whole), **left_out}
 
     def __repr__(self) -> str:
         return f"Pool({self.base!r}, {len(self.modules)} modules)"
+
+
+def modules_sha256(modules: Sequence[LoraModule | ModuleFolder]) -> str:
+    """One hash over the names and files of modules, in whatever order."""
+    digests = {m.name: sha256_files(m.files) for m in modules}
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -76,12 +103,14 @@ class TaskRows:
         name: of the task.
         examples, test: what the examples are drawn from and what is tested on, as `adapt` takes them.
         by_split: whether the rows' own "split" decides which are examples and which are tested; see `load_task`.
+        own_module: a module that was trained on this very task. It is the task's ceiling and in no pool of it.
     """
 
     name: str
     examples: str
     test: str
     by_split: bool = False
+    own_module: LoraModule | ModuleFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +215,16 @@ def find_tasks(specs: Sequence[str]) -> list[TaskRows]:
     if not tasks:
         raise InvalidInput("tasks: none were given; expected pocket, files or folders of rows")
     return tasks
+
+
+def with_own_modules(
+    tasks: Sequence[TaskRows],
+    modules: Sequence[LoraModule | ModuleFolder],
+    ceilings: Sequence[LoraModule | ModuleFolder],
+) -> list[TaskRows]:
+    """The tasks with the modules that have their names: of the pool or, if it has none, of `ceilings`."""
+    named = {m.name: m for m in (*ceilings, *modules)}
+    return [replace(task, own_module=named.get(task.name)) for task in tasks]
 
 
 def _tasks_of(spec: str) -> list[TaskRows]:

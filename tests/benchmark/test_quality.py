@@ -27,11 +27,17 @@ def pool():
 
 
 @pytest.fixture(scope="module")
-def measured_once(pool, tmp_path_factory):
+def with_ceiling():
+    (module,) = lorahub_edge.load_modules("pocket/as_braces")
+    return replace(TASK, own_module=module)
+
+
+@pytest.fixture(scope="module")
+def measured_once(pool, with_ceiling, tmp_path_factory):
     """All methods on one draw."""
     path = tmp_path_factory.mktemp("results") / "r.jsonl"
     before = {n: t.clone() for n, t in pool.base.model.state_dict().items()}
-    records = measure(PROTOCOL, pool, [TASK], list(METHODS.values()), seeds=[1], results=Results(path))
+    records = measure(PROTOCOL, pool, [with_ceiling], list(METHODS.values()), seeds=[1], results=Results(path))
     assert all(torch.equal(t, before[n]) for n, t in pool.base.model.state_dict().items())
     return path, {r["setup"]["method"]["name"]: r for r in records}
 
@@ -91,11 +97,12 @@ def test_what_is_on_record_is_what_adapt_says(pool, measured_once):
     assert records["lorahub-code"]["metrics"]["resolved_optimizer"] == "Cobyla"
 
 
-def test_a_point_is_measured_once(pool, measured_once):
+def test_a_point_is_measured_once(pool, with_ceiling, measured_once):
     path, records = measured_once
     lines = path.read_text()
     said: list[str] = []
-    again = measure(PROTOCOL, pool, [TASK], list(METHODS.values()), seeds=[1], results=Results(path), say=said.append)
+    methods = list(METHODS.values())
+    again = measure(PROTOCOL, pool, [with_ceiling], methods, seeds=[1], results=Results(path), say=said.append)
     assert path.read_text() == lines
     assert again == [*records.values()] == read(path)
     assert all(line.endswith("on record") for line in said)
