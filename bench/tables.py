@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.records import RESULTS, ROOT, read
 from bench.tables_adapt import adapt_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
-from bench.tables_quality import NOTHING, bbh_smollm2, quality_pocket, quality_smollm2
+from bench.tables_quality import NOTHING, bbh_smollm2, leave_out, quality_pocket, quality_smollm2
 from bench.tables_studies import (
     ablations,
     harmful_development,
@@ -123,6 +123,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "harmful-heldout": harmful_heldout,
         "ablations": ablations,
         "ranks": ranks,
+        "leave-out": leave_out,
         "quality-smollm2": quality_smollm2,
         "wtq": wtq,
     },

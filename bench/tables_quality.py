@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench.records import RESULTS, Record, read
-from lorahub_edge.benchmark.summary import Cells, caption, cells_of, in_bold, methods_table, scores, tasks_table
+from lorahub_edge.benchmark.points import Cells, Point, scores
+from lorahub_edge.benchmark.summary import in_bold, over, summary, tasks_table
 
 NOTHING = "Not measured yet."
 
 # Columns of the table by task; the other methods stand in the table of methods.
-SHOWN = ("zero-shot", "in-context", "best-single", "uniform", "random-null", "lorahub-code", "lorahub-paper", "edge")
+SHOWN = (
+    "constant-oracle", "zero-shot", "in-context", "best-single", "uniform", "random-null", "lorahub-code",
+    "lorahub-paper", "edge",
+)  # fmt: skip
 
 # What the first bench called the rows of one run's table; "adapted" is the preset's.
 _FIRST_NAMES = {
@@ -24,20 +28,22 @@ _FIRST_NAMES = {
 
 def quality_pocket() -> str:
     """All methods on the embedded held-out tasks; then the tasks one by one."""
-    return _quality("pocket")
+    return _summary("quality-pocket", SHOWN)
 
 
 def quality_smollm2() -> str:
     """The same on a real base and real tasks."""
-    return _quality("smollm2")
+    return _summary("quality-smollm2", SHOWN)
 
 
-def _quality(name: str) -> str:
-    records = of_newest_pool(read(RESULTS / f"quality-{name}.jsonl"))
-    if not records:
-        return NOTHING
-    cells = cells_of(records)
-    return "\n\n".join([caption(records), methods_table(cells), tasks_table(cells, SHOWN)])
+def leave_out() -> str:
+    """Tasks without their own modules, on the real base; the ceilings tell which tasks count."""
+    return _summary("leave-out-smollm2")
+
+
+def _summary(name: str, shown: Sequence[str] | None = None) -> str:
+    records = of_newest_pool(read(RESULTS / f"{name}.jsonl"))
+    return "\n\n".join(summary(records, shown=shown)) if records else NOTHING
 
 
 def bbh_smollm2() -> str:
@@ -89,11 +95,11 @@ def _pool(record: Record) -> tuple[str, ...]:
 
 def _first_cells(records: Sequence[Record]) -> Cells:
     """One record held a whole run's table; a control counts once per seed, whichever preset's record has it."""
-    by_seed: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    by_seed: dict[tuple[str, str], dict[int, Point]] = {}
     for record in records:
         task, preset, seed = _first_point(record)
         for name, row in record["metrics"]["rows"].items():
-            by_seed.setdefault((task, _FIRST_NAMES.get(name, preset)), {})[seed] = row
+            by_seed.setdefault((task, _FIRST_NAMES.get(name, preset)), {})[seed] = Point(seed, None, row)
     return {cell: list(seeds.values()) for cell, seeds in by_seed.items()}
 
 
@@ -113,10 +119,9 @@ def _first_caption(records: Sequence[Record]) -> str:
     machine = first["machine"]
     n_seeds = len({r["setup"]["search"]["seed"] for r in records})
     commits = sorted({(r["commit"] or "unknown")[:10] + (", dirty" if r["dirty"] else "") for r in records})
-    drawn = f"{n_seeds} seeds, each with its own draw" if n_seeds > 1 else "one seed and draw"
-    spread = "mean (lowest-highest) over " if n_seeds > 1 else ""
+    drawn = ", each with its own draw of" if n_seeds > 1 else ";"
     return (
-        f"Exact match in %, {spread}{drawn} of "
-        f"{setup['n_examples']} examples; {len(setup['modules'])} modules; {setup['precision']} base; "
+        f"Exact match in %, {over(1, n_seeds)}{drawn} {setup['n_examples']} examples; "
+        f"{len(setup['modules'])} modules; {setup['precision']} base; "
         f"{machine['cpu']}, threads: {machine['threads']}; commit {'; '.join(commits)}."
     )

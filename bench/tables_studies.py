@@ -8,7 +8,8 @@ from typing import Any
 
 from bench.records import RESULTS, Record, read
 from bench.tables_quality import NOTHING
-from lorahub_edge.benchmark.summary import caption, cells_of, methods_table
+from lorahub_edge.benchmark.points import cells_of
+from lorahub_edge.benchmark.summary import caption, methods_table, with_error
 
 TABLE_MODULE = "table_questions"
 
@@ -38,7 +39,7 @@ def harmful_heldout() -> str:
 
 def ablations() -> str:
     """One row per variant."""
-    return _methods("ablations")
+    return _methods("ablations", against="edge")
 
 
 def ranks() -> str:
@@ -74,15 +75,13 @@ def _pool(record: Record) -> str | None:
 def _score_and_loss(points: Sequence[Mapping[str, Any]]) -> str:
     if not points:
         return ""
-    scores = [p["exact_match"] for p in points]
-    spread = f" ({min(scores):.1f}-{max(scores):.1f})" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{spread} / {statistics.fmean(p['test_loss'] for p in points):.3f}"
+    return f"{with_error([p['exact_match'] for p in points])} / {statistics.fmean(p['test_loss'] for p in points):.3f}"
 
 
-def _methods(name: str, by: Callable[[Record], int] = lambda record: 0) -> str:
+def _methods(name: str, by: Callable[[Record], int] = lambda record: 0, against: str | None = None) -> str:
     """Every method of a result file that holds one pool, or pools that its methods' names tell apart."""
     records = sorted(read(RESULTS / f"{name}.jsonl"), key=by)
-    return f"{caption(records)}\n\n{methods_table(cells_of(records))}" if records else NOTHING
+    return f"{caption(records)}\n\n{methods_table(cells_of(records), against=against)}" if records else NOTHING
 
 
 def _study(tasks: str, pool: str) -> list[Record]:

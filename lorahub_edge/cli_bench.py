@@ -43,6 +43,9 @@ def quality(
         list[str], typer.Option(help="Method, repeatable. Default: all; an unknown name lists them.")
     ] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Seeds 1 ... n, each with its own draw of examples.")] = 3,
+    against: Annotated[
+        str | None, typer.Option(help="Method that the others are compared with. Default: lorahub-code, if measured.")
+    ] = None,
     leave_out: Annotated[
         bool, typer.Option("--leave-out", help="Measure a task without the module of its name, which is its ceiling.")
     ] = False,
@@ -65,7 +68,9 @@ def quality(
     Example: lorahub-edge bench quality --tasks pocket --seeds 3 --out quality.jsonl
     """
     from lorahub_edge.benchmark import Protocol, bench_quality
+    from lorahub_edge.benchmark.summary import check_against
 
+    check_against(against, methods)
     protocol = Protocol(
         "quality",
         prompt=prompt,
@@ -93,6 +98,7 @@ def quality(
         threads,
         out,
         as_json=as_json,
+        against=against,
     )
 
 
@@ -157,11 +163,18 @@ def _say(line: str) -> None:
     messages.print(line, soft_wrap=True)
 
 
-def _run(measure: Callable[[], Sequence[Record]], threads: int | None, out: Path, *, as_json: bool) -> None:
+def _run(
+    measure: Callable[[], Sequence[Record]],
+    threads: int | None,
+    out: Path,
+    *,
+    as_json: bool,
+    against: str | None = None,
+) -> None:
     """Measure, then print the tables or the records; an interrupt says how to go on."""
     import torch
 
-    from lorahub_edge.benchmark.summary import caption, cells_of, methods_table, tasks_table
+    from lorahub_edge.benchmark.summary import summary
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -173,8 +186,7 @@ def _run(measure: Callable[[], Sequence[Record]], threads: int | None, out: Path
     if as_json:
         typer.echo(to_json(list(records)))
         return
-    cells = cells_of(records)
-    for text in (caption(records), methods_table(cells), tasks_table(cells)):
+    for text in summary(records, against=against):
         for line in (*text.splitlines(), ""):
             answers.print(line, soft_wrap=True)
     messages.print(f"result file: {out.absolute()}", soft_wrap=True)

@@ -24,9 +24,9 @@ def test_records_of_the_first_bench_count_a_control_once_per_seed():
     records = [first_record("edge", 1, 50.0, 8.0), first_record("lorahub-code", 1, 40.0, 8.0)]
     records += [first_record("edge", 2, 70.0, 10.0)]
     cells = tables_quality._first_cells(records)
-    assert [row["exact_match"] for row in cells["t", "zero-shot"]] == [8.0, 10.0]
-    assert [row["exact_match"] for row in cells["t", "edge"]] == [50.0, 70.0]
-    assert [row["exact_match"] for row in cells["t", "lorahub-code"]] == [40.0]
+    assert [point.score for point in cells["t", "zero-shot"]] == [8.0, 10.0]
+    assert [point.score for point in cells["t", "edge"]] == [50.0, 70.0]
+    assert [point.score for point in cells["t", "lorahub-code"]] == [40.0]
 
 
 def quality_record(base, modules, method, seed, score):
@@ -44,6 +44,30 @@ def test_only_the_base_and_modules_measured_last_are_in_the_table():
         quality_record("new", "2", "edge", 42, 5.0),
     ]
     assert [r["metrics"]["exact_match"] for r in tables_quality.of_newest_pool(records)] == [3.0, 5.0]
+
+
+def leave_out_record(task, method, seed, score, modules="1"):
+    setup = {"task": task, "example_seed": seed, "base": {}, "n_examples": 5, "precision": "int8"}
+    own = {"modules": ["a"], "modules_sha256": modules} if method == "edge" else {}
+    metrics = {"exact_match": score, "peak_memory_bytes": None, "n_test": 100}
+    return make_record("quality", {**setup, **own, "method": {"name": method}}, metrics)
+
+
+def test_the_leave_out_table_counts_tasks_with_headroom_and_shows_the_others_below(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_quality, "RESULTS", tmp_path)
+    assert tables_quality.leave_out() == "Not measured yet."
+    points = [("wide", "edge", 30.0), ("wide", "constant-oracle", 20.0), ("wide", "own-module", 60.0)]
+    points += [("narrow", "edge", 22.0), ("narrow", "constant-oracle", 20.0), ("narrow", "own-module", 25.0)]
+    append(tmp_path / "leave-out-smollm2.jsonl", leave_out_record("wide", "edge", 42, 99.0, modules="of an older pool"))
+    for seed in (42, 43):
+        for task, method, score in points:
+            append(tmp_path / "leave-out-smollm2.jsonl", leave_out_record(task, method, seed, score + seed - 42))
+    _, counted, methods, tasks = tables_quality.leave_out().split("\n\n")
+    assert counted.startswith("1 of 2 tasks count: ")
+    assert counted.endswith(" Not counted: narrow (own module 25.5, best constant answer 20.5).")
+    assert methods.splitlines()[-1].startswith("| own-module | 60.5 ± 0.5 |")
+    rows = [line.strip("| ").split(" | ")[::2] for line in tasks.splitlines()[2:]]
+    assert rows == [["wide", "30 ± 0.5"], ["narrow (not counted)", "22 ± 0.5"]]
 
 
 def test_strategies_are_compared_where_all_have_the_same_points(tmp_path, monkeypatch):
@@ -150,7 +174,7 @@ def test_table_questions_stand_in_a_column_per_pool(tmp_path, monkeypatch):
         f"| method | 2 modules | 2 modules and `{trained}` | `{trained}` |",
         "|---|---:|---:|---:|",
         "| zero-shot | 1.0 / 2.000 | 1.0 / 2.000 | 1.0 / 2.000 |",
-        "| edge | 3.0 (2.0-4.0) / 2.000 | 5.0 / 2.000 |  |",
+        "| edge | 3.0 ± 1.0 / 2.000 | 5.0 / 2.000 |  |",
         "| best-single |  |  | 6.0 / 2.000 |",
     ]
 

@@ -9,9 +9,10 @@ import torch
 
 import lorahub_edge
 from lorahub_edge.benchmark.methods import METHODS, methods_by_name
+from lorahub_edge.benchmark.points import cells_of
 from lorahub_edge.benchmark.quality import Results, measure
 from lorahub_edge.benchmark.records import read
-from lorahub_edge.benchmark.summary import cells_of, methods_table
+from lorahub_edge.benchmark.summary import methods_table
 from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, Trial, find_tasks
 from lorahub_edge.benchmark.usage import measured
 from lorahub_edge.errors import InvalidInput
@@ -59,7 +60,8 @@ def test_every_method_fills_every_column(measured_once):
     tokens = {n: r["metrics"]["tokens_per_example"] for n, r in records.items() if n not in constants}
     assert tokens.pop("in-context") > 4 * max(tokens.values())
     assert len(set(tokens.values())) == 1
-    assert len(methods_table(cells_of(list(records.values()))).splitlines()) == len(METHODS) + 2
+    table = methods_table(cells_of(list(records.values())))
+    assert sum(line.startswith("| ") for line in table.splitlines()) == len(METHODS) + 1
 
 
 def test_the_constant_answers_are_the_most_frequent_targets(pool, tmp_path):

@@ -121,9 +121,9 @@ def test_bench_quality_prints_its_tables_and_goes_on_where_it_was(call, bases, m
         "bench", "quality", "--base", bases["t5"], "--modules", module_folders["t5"], "--tasks", example_file,
         "--n-examples", 3, "--seeds", 1, "--device", "cpu", "--out", "q.jsonl",
     ]  # fmt: skip
-    first = call(*arguments, "--methods", "zero-shot", "--methods", "uniform")
+    first = call(*arguments, "--methods", "zero-shot", "--methods", "uniform", "--against", "uniform")
     assert first.exit_code == 0, first.output
-    assert "| method | exact match | best of seeds on test (oracle) |" in first.stdout
+    assert "| method | exact match | difference to `uniform` | strict match |" in first.stdout
     assert "| task | zero-shot | uniform |" in first.stdout
     second = call(*arguments, "--methods", "uniform", "--methods", "best-single", "--json")
     assert [r["setup"]["method"]["name"] for r in json.loads(second.stdout)] == ["best-single", "uniform"]
@@ -133,6 +133,9 @@ def test_bench_quality_prints_its_tables_and_goes_on_where_it_was(call, bases, m
     refused = call(*arguments, "--methods", "sgd")
     assert refused.exit_code == 1
     assert "method 'sgd' is not known" in refused.stderr
+    refused = call(*arguments, "--methods", "uniform", "--against", "edge")
+    assert refused.exit_code == 1
+    assert "against 'edge': it is not measured; expected one of uniform" in refused.stderr
 
 
 def test_merge_says_what_survived_then_where_the_folder_is(adapt, call):
