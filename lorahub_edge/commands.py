@@ -95,7 +95,7 @@ ExamplesOption = Annotated[
 NExamplesOption = Annotated[int, typer.Option(help="Examples that the search sees.")]
 ExampleSeedOption = Annotated[int, typer.Option(help="Seed of their draw.")]
 NTestOption = Annotated[int | None, typer.Option(help="At most so many test rows.")]
-OptimizerOption = Annotated[str | None, typer.Option(help="screen-cma, cma-es or any nevergrad name.")]
+OptimizerOption = Annotated[str | None, typer.Option(help="guided-cma, cma-es or any nevergrad name.")]
 MaxInputTokensOption = Annotated[int | None, typer.Option(help="Cut inputs here.")]
 MaxNewTokensOption = Annotated[int | None, typer.Option(help="Cut answers here.")]
 EvaluateByOption = Annotated[

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorahub_edge.adaptation.objective import Objective, Value
+from lorahub_edge.adaptation.objective import Array, Objective, Value
 from lorahub_edge.search import SCREEN_BATCH, Evaluated
 from lorahub_edge.tasks import AnswerScore, Example, constant_answer, score_answers
 
 CONSTANT_ANSWER, ZERO_SHOT, BEST_SINGLE = "constant answer", "zero-shot", "best single module"
-UNIFORM_MEAN, RANDOM_NULL, ADAPTED = "uniform mean", "random-LoRA null", "adapted"
+UNIFORM_MEAN, BEST_MEAN, RANDOM_NULL, ADAPTED = "uniform mean", "mean of the best", "random-LoRA null", "adapted"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,13 @@ class Row:
         return None if self.score is None else self.score.exact_match
 
 
-N_FIXED_CONTROLS = 3
+N_FIXED_CONTROLS = 4
+
+# The mean of the best: of how many modules, and the sums of coefficients that are tried. By rule "factors" a mean of N
+# has each module's own delta at 1/N^2, so what it is worth depends on its scale.
+N_BEST = 6
+MEAN_SUMS = (0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
+
 # Characters of the constant answer that its row shows.
 _SHOWN = 40
 
@@ -59,7 +65,7 @@ def fixed_controls(
     objective: Objective,
     on_evaluated: Callable[[Sequence[Evaluated[Value]]], None] = lambda batch: None,
 ) -> tuple[list[Row], list[float]]:
-    """Zero-shot, best single module and uniform mean; and the mean loss of every module alone, in order of names.
+    """Zero-shot, best single module and two means; and the mean loss of every module alone, in order of names.
 
     Args:
         names: of the modules.
@@ -67,20 +73,47 @@ def fixed_controls(
         on_evaluated: called after each batch.
     """
     n = len(names)
+    seen: list[Evaluated[Value]] = []
+
+    def evaluate(candidates: Array) -> list[Value]:
+        for start in range(0, len(candidates), SCREEN_BATCH):
+            batch = candidates[start : start + SCREEN_BATCH]
+            first = len(seen)
+            new = [Evaluated(first + i, *pair) for i, pair in enumerate(zip(batch, objective(batch), strict=True))]
+            on_evaluated(new)
+            seen.extend(new)
+        return [e.value for e in seen[-len(candidates) :]]
+
     candidates = np.concatenate([np.zeros((1, n)), np.full((1, n), 1.0 / n), np.eye(n)])
-    values: list[Value] = []
-    for start in range(0, len(candidates), SCREEN_BATCH):
-        batch = candidates[start : start + SCREEN_BATCH]
-        values += objective(batch)
-        on_evaluated([Evaluated(start + i, c, values[start + i]) for i, c in enumerate(batch)])
-    zero, uniform, *singles = values
-    best = index_of_lowest([s.mean_loss for s in singles])
+    zero, uniform, *singles = evaluate(candidates)
+    losses = [s.mean_loss for s in singles]
+    best = index_of_lowest(losses)
+    means = means_of_best(losses)
+    mean_values = evaluate(means)
+    scale = index_of_lowest([v.mean_loss for v in mean_values])
+    of_best = f"the {np.count_nonzero(means[scale])} best alone at {means[scale].max():.2g}, by loss"
     rows = [
         Row(ZERO_SHOT, "the base alone", tuple(candidates[0]), zero),
         Row(BEST_SINGLE, f"{names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
         Row(UNIFORM_MEAN, f"all at 1/{n}", tuple(candidates[1]), uniform),
+        Row(BEST_MEAN, of_best, tuple(means[scale].tolist()), mean_values[scale]),
     ]
-    return rows, [s.mean_loss for s in singles]
+    return rows, losses
+
+
+def means_of_best(losses: Sequence[float]) -> Array:
+    """The modules that are best alone, equally weighted, with each of MEAN_SUMS as the sum of coefficients.
+
+    Args:
+        losses: (n_modules,), of each module alone.
+
+    Returns:
+        float64 (len(MEAN_SUMS), n_modules).
+    """
+    order = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:N_BEST]
+    means = np.zeros((len(MEAN_SUMS), len(losses)))
+    means[:, order] = np.array(MEAN_SUMS)[:, None] / len(order)
+    return means
 
 
 def index_of_lowest(losses: Sequence[float]) -> int:

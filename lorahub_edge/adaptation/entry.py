@@ -70,7 +70,7 @@ def adapt(
         n_examples, example_seed: how many examples the search sees, and the seed of LoRAHub's draw.
         n_test: at most so many test rows.
         preset: "edge", "paper" or "lorahub-code"; the next four, and `composition`, change parts of it.
-        optimizer: "screen-cma", "cma-es" or any nevergrad name.
+        optimizer: "guided-cma", "cma-es" or any nevergrad name.
         budget: evaluations of the search, at least 1.
         alpha: weight of the L1 penalty, at least 0.
         bound: half width of the box.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lorahub_edge.adaptation.adapted import AdaptedModel
@@ -195,7 +196,12 @@ class Job:
 
     def _search(self, objective: Objective, stage: str, journal: Journal) -> SearchResult[Value]:
         s = self.settings
-        searcher = make_searcher(s.optimizer, len(self.names), bound=s.bound, budget=s.budget, seed=s.seed)
+        n = len(self.names)
+
+        def guide() -> npt.NDArray[np.float64]:
+            return np.array(journal.noted("mixture", lambda: objective.mixture(n, s.bound).tolist()))
+
+        searcher = make_searcher(s.optimizer, n, bound=s.bound, budget=s.budget, seed=s.seed, guide=guide)
         started = time.perf_counter()
         best: Value | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -41,7 +41,7 @@ class JournalNotWritten(LorahubEdgeWarning):
 
 
 class Journal:
-    """The journal of one stage.
+    """The journal of one stage: its evaluations, and notes of what else it computed and must not compute otherwise.
 
     Attributes:
         known: of earlier starts: bytes of the coefficients -> value.
@@ -58,7 +58,9 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         self.evaluated: list[Evaluated[Value]] = []
-        records, self._n_bytes = ([], 0) if path is None else _read(path)
+        lines, self._n_bytes = ([], 0) if path is None else _read(path)
+        self._notes: dict[str, list[float]] = {str(line["note"]): line["value"] for line in lines if "note" in line}
+        records = [line for line in lines if "note" not in line]
         self.known = {_key(record): _value(record) for record in records}
         self.n_known = len(records)
         self._n_noted = len(records)
@@ -93,6 +95,14 @@ class Journal:
         except LorahubEdgeError as error:
             if not had_trouble:
                 warnings.warn(f"{error}; the search goes on", JournalNotWritten, stacklevel=2)
+
+    def noted(self, name: str, compute: Callable[[], list[float]]) -> list[float]:
+        """What an earlier start noted under this name; or else what `compute` gives now, noted with the next batch."""
+        if name not in self._notes:
+            self._notes[name] = compute()
+            if self._file is not None:
+                self._unwritten += (to_json({"note": name, "value": self._notes[name]}, indent=None) + "\n").encode()
+        return self._notes[name]
 
     def flush(self) -> None:
         """Write what could not be written before.
@@ -167,7 +177,8 @@ def _read(path: Path) -> tuple[list[Mapping[str, Any]], int]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-            _key(record), _value(record)
+            if "note" not in record:
+                _key(record), _value(record)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"{path}:{number}: not a line of a journal ({error}); remove its folder") from error
         records.append(record)

@@ -16,8 +16,10 @@ import torch
 
 from lorahub_edge.adaptation.population import PopulationForward
 from lorahub_edge.adaptation.settings import SearchSettings
+from lorahub_edge.adaptation.surrogate import best_mixture
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
+from lorahub_edge.search import SCREEN_BATCH
 from lorahub_edge.tasks import EncodedExample
 
 Array = npt.NDArray[np.float64]
@@ -127,6 +129,7 @@ class Objective:
         self._n_tokens = forward.n_target_tokens.numpy().astype(np.float64)
         self._known: dict[bytes, Value] = {}
         self._computed_before = computed_before or {}
+        self._states: dict[bytes, torch.Tensor] = {}  # of the base and of modules alone
 
     def __call__(self, coefficients: Array) -> list[Value]:
         keys = [row.tobytes() for row in coefficients]
@@ -142,12 +145,30 @@ class Objective:
             return [self._computed_before[key] for key in keys]
         return self._compute(coefficients)
 
+    def mixture(self, n: int, bound: float) -> Array:
+        """Which modules the surrogate would mix; see `best_mixture`. After a screen it costs no evaluation.
+
+        Args:
+            n: number of modules.
+            bound: half width of the box: modules are looked at alone at 1, or here if that is less.
+        """
+        step = min(1.0, bound)
+        alone = np.concatenate([np.zeros((1, n)), step * np.eye(n)])
+        missing = np.array([row for row in alone if row.tobytes() not in self._states])
+        for start in range(0, len(missing), SCREEN_BATCH):  # of an earlier start only the losses are known
+            self._compute(missing[start : start + SCREEN_BATCH])
+        states = torch.stack([self._states[row.tobytes()] for row in alone])
+        return best_mixture(states, self._forward.answers, self._forward.logits, step=step)
+
     def recordings(self) -> list[dict[str, Any]]:
         """See `PopulationForward.recordings`."""
         return self._forward.recordings()
 
     def _compute(self, coefficients: Array) -> list[Value]:
-        nll = self._forward.negative_log_likelihoods(torch.from_numpy(coefficients)).numpy()
+        losses, states = self._forward.evaluate(torch.from_numpy(coefficients))
+        alone = np.flatnonzero(np.count_nonzero(coefficients, axis=1) <= 1)
+        self._states |= {coefficients[i].tobytes(): states[i].clone() for i in alone}
+        nll = losses.numpy()
         columns = (
             mean_token_loss(nll, self._n_tokens).tolist(),
             self._form.loss(nll, self._n_tokens).tolist(),

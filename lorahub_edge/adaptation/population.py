@@ -7,9 +7,10 @@ CPU run in lanes (lanes.py), and on a GPU as CUDA graphs where that is faster (g
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import DynamicCache
 
 from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows
 from lorahub_edge.adaptation.graphs import CallGraphs, CallShape, graphs_on
+from lorahub_edge.adaptation.head import Head
 from lorahub_edge.adaptation.injection import Injection
 from lorahub_edge.adaptation.lanes import Lanes, bases_for, n_lanes
 from lorahub_edge.adaptation.side_path import SidePath
@@ -40,6 +42,7 @@ class _Bucket:
         answers: int64 (n,), the labels that carry loss, one example's after the other's.
         places: int64 (n,), where they stand among the b * t_labels positions.
         rows: the examples' places among all.
+        tokens: the answers' places among the answer tokens of all examples.
     """
 
     model_inputs: dict[str, torch.Tensor]
@@ -47,13 +50,16 @@ class _Bucket:
     answers: torch.Tensor
     places: torch.Tensor
     rows: tuple[int, ...]
+    tokens: tuple[int, ...]
 
     @classmethod
-    def of(cls, model_inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: tuple[int, ...]) -> _Bucket:
-        """The bucket of inputs and labels, on the inputs' device."""
+    def of(cls, model_inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: Mapping[int, range]) -> _Bucket:
+        """The bucket of inputs and labels, on the inputs' device; `rows` are its examples' places and tokens."""
         device = next(iter(model_inputs.values())).device
         places = torch.nonzero(labels.flatten() != IGNORED)[:, 0]
-        return cls(model_inputs, labels, labels.flatten()[places].to(device), places.to(device), rows)
+        answers = labels.flatten()[places].to(device)
+        tokens = tuple(token for tokens in rows.values() for token in tokens)
+        return cls(model_inputs, labels, answers, places.to(device), tuple(rows), tokens)
 
     @property
     def n_tokens(self) -> int:
@@ -67,7 +73,9 @@ class _Bucket:
 
     def _part(self, part: slice) -> _Bucket:
         inputs = {name: value[part] for name, value in self.model_inputs.items()}
-        return _Bucket.of(inputs, self.labels[part], self.rows[part])
+        ends = torch.cumsum((self.labels != IGNORED).sum(dim=1), 0).tolist()
+        tokens = [range(self.tokens[start], self.tokens[end - 1] + 1) for start, end in pairwise([0, *ends])]
+        return _Bucket.of(inputs, self.labels[part], dict(zip(self.rows[part], tokens[part], strict=True)))
 
 
 class PopulationForward:
@@ -107,6 +115,9 @@ class PopulationForward:
         self._n_examples = len(examples)
         #: int64 (n_examples,): answer tokens of each example, its end mark included
         self.n_target_tokens = torch.tensor([len(e.target_ids) for e in examples])
+        #: int64 (n_answer_tokens,): the answers themselves, one example's after the other's
+        self.answers = torch.tensor([token for e in examples for token in e.target_ids])
+        self._head = Head.of(base)
 
     @contextmanager
     def ready(self) -> Iterator[PopulationForward]:
@@ -128,7 +139,17 @@ class PopulationForward:
             float64 (n_candidates, n_examples), on the CPU. Does not depend on how candidates are grouped into calls,
             but for float rounding.
         """
+        return self.evaluate(coefficients)[0]
+
+    def evaluate(self, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses, see `negative_log_likelihoods`, and what the output layer read to predict the answers.
+
+        Returns:
+            Losses as there; states float32 (n_candidates, n_answer_tokens, features), on the CPU, in the order of
+            `answers`: state t predicts answer token t.
+        """
         result = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
+        states = torch.empty(len(coefficients), len(self.answers), self._head.in_features)
         groups = [slice(start, start + self._n_together) for start in range(0, len(coefficients), self._n_together)]
         n_whole = len(groups) - len(groups) % len(self._places)
         jobs = [(group, self._buckets) for group in groups[:n_whole]]
@@ -138,13 +159,18 @@ class PopulationForward:
             jobs += [(group, [part]) for group in left for part in parts]
 
         def job_for(group: slice, buckets: list[_Bucket]) -> Callable[[_Place], None]:
-            return lambda place: place.fill(result[group], coefficients[group], buckets)
+            return lambda place: place.fill(result[group], states[group], coefficients[group], buckets)
 
         with self._turn:  # held here and not in the lanes: the caller's thread may hold it already
             for place in self._places:
                 place.route.begin(coefficients)
             deque(self._lanes.run(job_for(*job) for job in jobs), maxlen=0)
-        return result
+        return result, states
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """What the base's output layer makes of states (n, features): float32 (n, vocabulary), on the CPU."""
+        with self._turn, torch.inference_mode():
+            return self._head.logits(states)
 
 
 @dataclass(frozen=True)
@@ -156,43 +182,64 @@ class _Place:
     graphs: CallGraphs | None
 
     @torch.inference_mode()
-    def fill(self, losses: torch.Tensor, coefficients: torch.Tensor, buckets: Sequence[_Bucket]) -> None:
-        """Write the buckets' columns of losses (n_candidates, n_examples)."""
+    def fill(
+        self, losses: torch.Tensor, states: torch.Tensor, coefficients: torch.Tensor, buckets: Sequence[_Bucket]
+    ) -> None:
+        """Write the buckets' columns of losses (n_candidates, n_examples) and of states; see `evaluate`."""
         prepared = self.route.prepare(coefficients)
 
         def compute() -> torch.Tensor:
+            """Losses, then states, side by side: what a recording gives back is one tensor."""
             with self.route.active(prepared):
-                return torch.cat([self._bucket_losses(bucket, len(coefficients)) for bucket in buckets], dim=1)
+                parts = [self._outputs_of(bucket, len(coefficients)) for bucket in buckets]
+            return torch.cat([*(part[0] for part in parts), *(part[1] for part in parts)], dim=1)
 
-        columns = [row for bucket in buckets for row in bucket.rows]
+        rows = [row for bucket in buckets for row in bucket.rows]
         if self.graphs is None:
-            losses[:, columns] = compute().cpu()
+            computed = compute().cpu()
         else:
-            shape = CallShape(len(coefficients), tuple(columns), prepared.data_ptr(), prepared.shape[1])
-            losses[:, columns] = self.graphs.run(shape, compute)
+            shape = CallShape(len(coefficients), tuple(rows), prepared.data_ptr(), prepared.shape[1])
+            computed = self.graphs.run(shape, compute)
+        losses[:, rows] = computed[:, : len(rows)]
+        tokens = [token for bucket in buckets for token in bucket.tokens]
+        states[:, tokens] = computed[:, len(rows) :].view(len(states), len(tokens), -1).float()
 
-    def _bucket_losses(self, bucket: _Bucket, n_candidates: int) -> torch.Tensor:
-        """float64 (n_candidates, b): candidate c owns rows c*b ... c*b + b - 1 of the batch."""
+    def _outputs_of(self, bucket: _Bucket, n_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (n_candidates, b) and states (n_candidates, b's answer tokens * features), both float64.
+
+        Candidate c owns rows c*b ... c*b + b - 1 of the batch.
+        """
         inputs = {k: v.repeat(n_candidates, 1) for k, v in bucket.model_inputs.items()}
         if not self.base.family.is_seq2seq:
             inputs |= {"logits_to_keep": bucket.labels.shape[1], "past_key_values": _NothingKept()}  # type: ignore[dict-item]
         n_labels = bucket.labels.numel()
         starts = torch.arange(0, n_candidates * n_labels, n_labels, device=bucket.places.device)
         places = (starts[:, None] + bucket.places).flatten()
-        with self._head_at(places):
+        with self._head_at(places) as states:
             logits = self.base.model(**inputs, use_cache=False).logits[0]
         losses = torch.zeros(n_candidates * n_labels, dtype=torch.float64, device=places.device)
         answers = bucket.answers.repeat(n_candidates)
         losses[places] = functional.cross_entropy(logits.float(), answers, reduction="none").double()
-        return losses.view(n_candidates, *bucket.labels.shape).sum(dim=2)
+        of_rows = losses.view(n_candidates, *bucket.labels.shape).sum(dim=2)
+        return of_rows, states[0].double().view(n_candidates, -1)
 
     @contextmanager
-    def _head_at(self, places: torch.Tensor) -> Iterator[None]:
-        """Let the output layer see only these of all positions, int64 (n,): its logits are the largest tensor."""
+    def _head_at(self, places: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """Let the output layer see only these of all positions, int64 (n,): its logits are the largest tensor.
+
+        Yields:
+            A list that will hold what it saw: (n, features).
+        """
         head = self.base.model.get_submodule(self.base.family.head)
-        handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[places][None],))
+        seen: list[torch.Tensor] = []
+
+        def cut(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            seen.append(inputs[0].flatten(0, 1)[places])
+            return (seen[0][None],)
+
+        handle = head.register_forward_pre_hook(cut)
         try:
-            yield
+            yield seen
         finally:
             handle.remove()
 
@@ -211,9 +258,10 @@ class _NothingKept(DynamicCache):
 
 def _buckets(base: Base, examples: Sequence[EncodedExample], limits: CallLimits) -> list[_Bucket]:
     groups = bucket_rows(examples, limits, is_seq2seq=base.family.is_seq2seq)
-    return [_bucket(base.device, [examples[row] for row in rows], tuple(rows)) for rows in groups]
-
-
-def _bucket(device: torch.device, examples: Sequence[EncodedExample], rows: tuple[int, ...]) -> _Bucket:
-    batch = answer_batch(examples)
-    return _Bucket.of({name: value.to(device) for name, value in batch.model_inputs.items()}, batch.labels, rows)
+    ends = [0, *accumulate(len(e.target_ids) for e in examples)]
+    buckets = []
+    for rows in groups:
+        batch = answer_batch([examples[row] for row in rows])
+        inputs = {name: value.to(base.device) for name, value in batch.model_inputs.items()}
+        buckets.append(_Bucket.of(inputs, batch.labels, {row: range(ends[row], ends[row + 1]) for row in rows}))
+    return buckets

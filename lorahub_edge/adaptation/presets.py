@@ -43,8 +43,8 @@ PRESETS: Mapping[str, Preset] = {
     for preset in (
         Preset(
             "edge",
-            "each module alone, their mean and none; the best of them plus each module; then CMA-ES",
-            optimizer="screen-cma",
+            "each module alone; a surrogate names those that belong together; CMA-ES among the best six",
+            optimizer="guided-cma",
             objective_form="published",
             budget=80,
             budget_per_module=1,

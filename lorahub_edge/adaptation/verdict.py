@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lorahub_edge.adaptation.controls import ADAPTED, BEST_SINGLE, CONSTANT_ANSWER, UNIFORM_MEAN, Row
+from lorahub_edge.adaptation.controls import ADAPTED, BEST_MEAN, BEST_SINGLE, CONSTANT_ANSWER, UNIFORM_MEAN, Row
 
 # Row of the table -> what it means that the adapted model is not ahead of it.
 MEANINGS: Mapping[str, str] = {
     CONSTANT_ANSWER: "it may have learned the answer's form but not the task",
     BEST_SINGLE: "as far as these rows can tell that module alone does at least as well, so use it, or search with "
     "other modules",
+    BEST_MEAN: "weighing the best modules equally does at least as well",
     UNIFORM_MEAN: "the search has not shown to be worth its evaluations here",
 }
 

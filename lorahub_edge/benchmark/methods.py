@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lorahub_edge.adaptation import PRESETS, AdaptedModel, Objective, Value
-from lorahub_edge.adaptation.controls import index_of_lowest
+from lorahub_edge.adaptation.controls import index_of_lowest, means_of_best
 from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.adaptation.task import Task
@@ -81,6 +81,17 @@ def _uniform(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
 
 
 @contextmanager
+def _best_mean(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
+    n = len(trial.pool.modules)
+    settings = SearchSettings.of(PRESETS["edge"], n, seed=trial.seed)
+    with objective_on(trial.pool.base, trial.pool.stack, trial.encoded, settings) as objective:
+        means = means_of_best([value.mean_loss for value in objective(np.eye(n))])
+        chosen = means[index_of_lowest([value.mean_loss for value in objective(means)])]
+    detail = f"the {np.count_nonzero(chosen)} best alone at {chosen.max():.2g}, by loss on the examples"
+    yield Fitted(trial.model(chosen), detail, n + len(means), chosen)
+
+
+@contextmanager
 def _own_module(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
     module = _own_module_of(trial).read()
     model = AdaptedModel.of_module(trial.pool.base, module, trial.prompt, trial.max_new_tokens)
@@ -100,24 +111,30 @@ class _Search:
     budget: int | None = None
     over_random_modules: bool = False
     as_long_as: str | None = None
+    composition: str | None = None
 
     def settings(self, trial: Trial) -> Mapping[str, Any]:
-        search = SearchSettings.of(PRESETS[self.preset], len(trial.pool.modules), seed=trial.seed, budget=self.budget)
+        search = self._search_settings(trial, self.budget)
         changes = {"budget": f"the time of {self.as_long_as}"} if self.as_long_as else {}
         return {**asdict(search), **changes, "over_random_modules": self.over_random_modules}
 
     @contextmanager
     def fit(self, trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
-        n = len(trial.pool.modules)
         budget = self._budget_in_time(trial, known) if self.as_long_as else self.budget
-        settings = SearchSettings.of(PRESETS[self.preset], n, seed=trial.seed, budget=budget)
+        settings = self._search_settings(trial, budget)
         stack = random_modules(trial.pool.stack, trial.seed) if self.over_random_modules else trial.pool.stack
+        stack = stack.composed_by(settings.composition)
         with objective_on(trial.pool.base, stack, trial.encoded, settings) as objective:
             result = search(objective, settings, stack)
         best, n_evaluations = result.best.coefficients, result.n_evaluations
         model = trial.model(best, stack=stack)
         detail = f"best of {n_evaluations} evaluations"
         yield Fitted(model, detail, n_evaluations, best, result.resolved_optimizer)
+
+    def _search_settings(self, trial: Trial, budget: int | None) -> SearchSettings:
+        n = len(trial.pool.modules)
+        changes = {"budget": budget, "composition": self.composition}
+        return SearchSettings.of(PRESETS[self.preset], n, seed=trial.seed, **changes)
 
     def _budget_in_time(self, trial: Trial, known: Mapping[str, Metrics]) -> int:
         """Evaluations that the other search's time pays for, at what an evaluation cost this preset in its own run."""
@@ -132,8 +149,15 @@ def search(objective: Objective, settings: SearchSettings, stack: ModuleStack) -
     Raises:
         KeyboardInterrupt: also where the search itself would keep what it has: half a budget compares nothing.
     """
-    limits = {"bound": settings.bound, "budget": settings.budget, "seed": settings.seed}
-    searcher = make_searcher(settings.optimizer, len(stack.names), **limits)  # type: ignore[arg-type]
+    n = len(stack.names)
+    searcher = make_searcher(
+        settings.optimizer,
+        n,
+        bound=settings.bound,
+        budget=settings.budget,
+        seed=settings.seed,
+        guide=lambda: objective.mixture(n, settings.bound),
+    )
     result = run_search(objective, searcher, settings.budget)
     if result.interrupted:
         raise KeyboardInterrupt
@@ -199,10 +223,12 @@ METHODS: Mapping[str, Method] = {
         Method("in-context", "the examples before every question", _in_context, uses_modules=False),
         Method("best-single", "the module with the lowest loss on the examples", _best_single),
         Method("uniform", "the mean of all modules", _uniform),
+        Method("best-mean", "the mean of the six modules that are best alone, at the best of six scales", _best_mean),
         _of_search("random-null", "`edge` over random modules", _Search("edge", over_random_modules=True)),
         _of_search("lorahub-code", "the released code's search", _Search("lorahub-code")),
         _of_search("lorahub-paper", "the search as the paper describes it", _Search("paper")),
         _of_search("edge", "preset `edge`", _Search("edge")),
+        _of_search("edge-deltas", "`edge` with the deltas added up", _Search("edge", composition="deltas")),
         _of_search(
             "edge-equal-budget",
             f"`edge` with the evaluations of `{REFERENCE}`",

@@ -2,13 +2,13 @@
 
 from lorahub_edge.search.optimisers import NevergradSearcher, load_optimisers
 from lorahub_edge.search.run import Evaluated, SearchResult, finite_objective, run_search
-from lorahub_edge.search.searchers import SCREEN_BATCH, ScreeningSearcher, Searcher, check_optimizer, make_searcher
+from lorahub_edge.search.searchers import SCREEN_BATCH, GuidedSearcher, Searcher, check_optimizer, make_searcher
 
 __all__ = [
     "SCREEN_BATCH",
     "Evaluated",
+    "GuidedSearcher",
     "NevergradSearcher",
-    "ScreeningSearcher",
     "SearchResult",
     "Searcher",
     "check_optimizer",

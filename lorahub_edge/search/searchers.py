@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from lorahub_edge.search.optimisers import Candidates, NevergradSearcher, optimi
 from lorahub_edge.search.optimisers import nevergrad as _nevergrad
 
 # The searchers that are not just one of nevergrad's names.
-_OURS = ("screen-cma", "cma-es")
+_OURS = ("guided-cma", "cma-es")
 
 # First-generation standard deviation, as a share of the box's half width: 0.3 of ±1.5. nevergrad's own choice
 # (0.07 to 0.13) hardly leaves the start within the few generations that a small budget pays for.
@@ -21,6 +22,16 @@ CMA_STD_SHARE = 0.2
 
 # The same after screening, where the start is already good (docs/log.md).
 REFINING_STD_SHARE = 0.1
+
+# Axes that are searched together, and how many of them the guide may name.
+N_SEARCHED, N_GUIDED = 6, 3
+
+# A smaller share of the guide's mixture names no axis.
+LEAST_WEIGHT = 0.05
+
+# Rule "factors" weighs own deltas by the squares of the coefficients, so the right scale has to be looked for.
+MIXTURE_SCALES = (0.7, 0.85, 1.0, 1.2, 1.5)
+MEAN_SCALES = (0.8, 1.2, 1.7)
 
 # Candidates of a screen asked at once: as many as a generation, so that journal, bar and Ctrl-C are as prompt.
 SCREEN_BATCH = 12
@@ -42,67 +53,81 @@ class Searcher(Protocol):
         """Report the objectives (k,), lower is better, of the candidates last asked for."""
 
 
-class ScreeningSearcher:
-    """Look first, then search: the mean and every axis alone; the best of them plus each promising axis; then CMA-ES.
+class GuidedSearcher:
+    """Look at every axis alone, ask a guide which belong together, then search among these few with CMA-ES.
 
-    delta(c) = delta(-c) with a zero gradient at c = 0, so a search started there must first break a tie; and a
-    generation drawn around any point pays the L1 penalty of all its coordinates at once. Single steps along the axes
-    cost 2 n evaluations at most and leave CMA-ES a sparse point to refine, with a smaller step. The second screen takes
-    the axes in the order of what they did alone, and at most half of the evaluations left: in a large pool CMA-ES
-    still gets its share. Zero is looked at too, so that a search never ends behind it, but nothing starts there.
+    A few examples cannot tell twenty coefficients apart: what is fitted to them with all modules at once does worse
+    on other rows than what is fitted with a handful (docs/log.md). The guide knows what each axis did alone and names
+    a mixture. Up to `N_GUIDED` of its axes are searched, and the best single ones besides, `N_SEARCHED` in all; the
+    others stay at zero. A wrong guide costs a few evaluations: its mixture is only a point to start from.
+
+    The mean and zero are looked at too, so that a search never ends behind them; nothing starts at zero, where
+    delta(c) = delta(-c) has no gradient.
+
+    Args:
+        guide: float64 (n,), not negative: what should be mixed. Called once, after all axes were looked at.
     """
 
-    name = "screen-cma"
+    name = "guided-cma"
 
-    def __init__(self, n: int, *, bound: float, budget: int, seed: int) -> None:
+    def __init__(self, n: int, *, bound: float, budget: int, seed: int, guide: Callable[[], Candidates]) -> None:
         self._bound = bound
         self._seed = seed
         self._left = budget
-        self._steps = np.eye(n) * min(1.0, bound)
-        self._queue = self._first_screen()
-        self._is_first_screen = True
+        self._guide = guide
+        self._axes = np.eye(n) * min(1.0, bound)
+        self._queue: list[npt.NDArray[np.float64]] = [np.zeros(n), np.full(n, min(1.0 / n, bound)), *self._axes]
+        self._chosen: npt.NDArray[np.intp] | None = None
         self._told: list[tuple[float, npt.NDArray[np.float64]]] = []
         self._inner: NevergradSearcher | None = None
 
     @property
     def resolved_name(self) -> str:
-        return "screening" if self._inner is None else f"screening, then {self._inner.resolved_name}"
+        return "screening" if self._inner is None else f"screening, a guide, then {self._inner.resolved_name}"
 
     def ask(self, at_most: int) -> Candidates:
-        if not self._queue and self._is_first_screen:
-            self._is_first_screen = False
-            self._queue = self._second_screen()
+        if not self._queue and self._chosen is None:
+            self._queue = self._starts()
         if self._queue:
             size = min(at_most, SCREEN_BATCH)
             batch, self._queue = self._queue[:size], self._queue[size:]
             return np.array(batch)
+        assert self._chosen is not None
         if self._inner is None:
             settings = {"bound": self._bound, "budget": max(1, self._left), "seed": self._seed}
-            self._inner = cma_searcher(self._best(), std_share=REFINING_STD_SHARE, **settings)  # type: ignore[arg-type]
-        return self._inner.ask(at_most)
+            start = self._best()[self._chosen]
+            self._inner = cma_searcher(start, std_share=REFINING_STD_SHARE, **settings)  # type: ignore[arg-type]
+        inner = self._inner.ask(at_most)
+        candidates = np.zeros((len(inner), len(self._axes)))
+        candidates[:, self._chosen] = inner
+        return candidates
 
     def tell(self, candidates: Candidates, objectives: npt.NDArray[np.float64]) -> None:
         self._left -= len(candidates)
         if self._inner is None:
             self._told += zip(objectives.tolist(), candidates, strict=True)
         else:
-            self._inner.tell(candidates, objectives)
+            self._inner.tell(candidates[:, self._chosen], objectives)
 
     def _best(self) -> npt.NDArray[np.float64]:
-        """Where to go on from: the best so far that is not zero."""
-        return min((pair for pair in self._told if pair[1].any()), key=lambda pair: pair[0])[1]
+        """Where to go on from: the best so far that is not zero and has only chosen axes."""
+        others = np.ones(len(self._axes), bool)
+        others[self._chosen] = False
+        return min((p for p in self._told if p[1].any() and not p[1][others].any()), key=lambda p: p[0])[1]
 
-    def _first_screen(self) -> list[npt.NDArray[np.float64]]:
-        n = len(self._steps)
-        return [np.zeros(n), np.full(n, min(1.0 / n, self._bound)), *self._steps]
-
-    def _second_screen(self) -> list[npt.NDArray[np.float64]]:
-        """The best point so far plus one axis each, the most promising axes first; what was looked at is left out."""
-        alone = [objective for objective, _ in self._told[-len(self._steps) :]]  # the axes stand last
-        best = self._best()
-        sums = (np.clip(best + self._steps[k], -self._bound, self._bound) for k in np.argsort(alone, kind="stable"))
-        seen = {point.tobytes() for _, point in self._told}
-        return [point for point in sums if point.tobytes() not in seen][: self._left // 2]
+    def _starts(self) -> list[npt.NDArray[np.float64]]:
+        """Choose the axes; then the guide's mixture of them, and their mean, each at some scales."""
+        mixture = self._guide()
+        alone = np.argsort([objective for objective, _ in self._told[-len(self._axes) :]], kind="stable")
+        ranked = np.argsort(-mixture, kind="stable")
+        guided = [k for k in ranked[:N_GUIDED] if mixture[k] > LEAST_WEIGHT]
+        self._chosen = np.array([*guided, *(k for k in alone if k not in guided)][:N_SEARCHED])
+        here = np.zeros(len(self._axes))
+        here[self._chosen] = mixture[self._chosen]
+        mean = np.zeros(len(self._axes))
+        mean[self._chosen] = 1.0 / len(self._chosen)
+        points = [scale * here for scale in MIXTURE_SCALES if here.any()] + [scale * mean for scale in MEAN_SCALES]
+        return [np.clip(point, -self._bound, self._bound) for point in points]
 
 
 def cma_searcher(
@@ -133,28 +158,39 @@ def cma_searcher(
     )
 
 
-def make_searcher(optimizer: str, n: int, *, bound: float, budget: int, seed: int) -> Searcher:
+def make_searcher(
+    optimizer: str,
+    n: int,
+    *,
+    bound: float,
+    budget: int,
+    seed: int,
+    guide: Callable[[], Candidates] | None = None,
+) -> Searcher:
     """A searcher by name.
 
     Args:
-        optimizer: "screen-cma", "cma-es", or any name in nevergrad's registry ("NGOpt", "Cobyla", "OnePlusOne", ...),
+        optimizer: "guided-cma", "cma-es", or any name in nevergrad's registry ("NGOpt", "Cobyla", "OnePlusOne", ...),
             which then runs with nevergrad's own settings and one evaluation at a time from 0.
         n: dimensions.
         bound: half width of the box, positive and finite.
         budget: evaluations planned, at least 1.
         seed: of all randomness; the same seed gives the same search. nevergrad's CmaFmin2, MultiDS and what is built
             on them (some Carolas) do not keep to it: they draw by the clock or beside each other.
+        guide: see `GuidedSearcher`, which needs one; the others ignore it.
 
     Raises:
-        InvalidInput: an unknown name (with close ones), a bound that is no box, or an optimiser that fails; a searcher
-            raises it from `ask` too.
+        InvalidInput: an unknown name (with close ones), a bound that is no box, no guide where one is needed, or an
+            optimiser that fails; a searcher raises it from `ask` too.
     """
     if not (math.isfinite(bound) and bound > 0):
         raise InvalidInput(f"bound: expected a positive number, received {bound}")
     if budget < 1:
         raise InvalidInput(f"budget: expected at least 1 evaluation, received {budget}")
-    if optimizer == "screen-cma":
-        return ScreeningSearcher(n, bound=bound, budget=budget, seed=seed)
+    if optimizer == "guided-cma":
+        if guide is None:
+            raise InvalidInput("guided-cma: expected a guide, received none; hand one over, or choose cma-es")
+        return GuidedSearcher(n, bound=bound, budget=budget, seed=seed, guide=guide)
     if optimizer == "cma-es":
         return cma_searcher(np.zeros(n), bound=bound, budget=budget, seed=seed)
     found = optimiser_class(optimizer, _OURS)

@@ -95,9 +95,9 @@ def test_one_candidate_is_shared_by_all_lanes(bases, module_folders, two_threads
     base, stack, prompt = load("t5", bases, module_folders, "int8")
     encoded = prompt.encode_all(EXAMPLES[:1] * 5)
     calls = []
-    losses_of = population._Place._bucket_losses
+    outputs_of = population._Place._outputs_of
     monkeypatch.setattr(
-        population._Place, "_bucket_losses", lambda self, b, n: calls.append((n, b.rows)) or losses_of(self, b, n)
+        population._Place, "_outputs_of", lambda self, b, n: calls.append((n, b.rows)) or outputs_of(self, b, n)
     )
     whole, halves = (0, 1, 2, 3, 4), [(0, 1, 2), (3, 4)]
     with PopulationForward(base, stack, encoded, tokens_per_call=2 * 80).ready() as forward:

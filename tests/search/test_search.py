@@ -11,16 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError
-from lorahub_edge.search import make_searcher, run_search
+from lorahub_edge.search import make_searcher as make
+from lorahub_edge.search import run_search
 from lorahub_edge.search.searchers import CMA_STD_SHARE, SCREEN_BATCH, cma_searcher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:nevergrad.*")
-OPTIMIZERS = ["screen-cma", "cma-es", "NGOpt", "Cobyla", "OnePlusOne", "RandomSearch"]
+OPTIMIZERS = ["guided-cma", "cma-es", "NGOpt", "Cobyla", "OnePlusOne", "RandomSearch"]
 
 
 @dataclass(frozen=True)
 class Number:
     objective: float
+
+
+def make_searcher(optimizer, n, **settings):
+    """As the package's, with a guide that has no opinion."""
+    return make(optimizer, n, **{"guide": lambda: np.zeros(n), **settings})
 
 
 def function(minimum, tilt=1.0):
@@ -53,7 +59,7 @@ def test_never_outside_the_box_nor_over_the_budget_and_the_same_from_one_seed(op
     np.testing.assert_array_equal(*asked)
 
 
-@pytest.mark.parametrize("optimizer", ["screen-cma", "cma-es", "Cobyla"])
+@pytest.mark.parametrize("optimizer", ["guided-cma", "cma-es", "Cobyla"])
 @pytest.mark.parametrize("tilt", [1.0, 5.0])
 def test_known_minima_are_reached(optimizer, tilt):
     minimum = np.array([0.5, -0.8, 0.0, 1.2, -0.3])
@@ -81,58 +87,72 @@ def test_the_first_generation_spreads_as_stated(n):
     assert std == pytest.approx(CMA_STD_SHARE * 1.5, rel=0.12)
 
 
-def test_screening_looks_at_zero_the_mean_and_every_axis_then_at_the_best_plus_every_axis():
-    searcher = make_searcher("screen-cma", 3, bound=1.5, budget=30, seed=0)
-    first = searcher.ask(30)
-    np.testing.assert_array_equal(first, [[0, 0, 0], [1 / 3] * 3, [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    searcher.tell(first, np.array([4.0, 3.0, 2.0, 0.5, 1.0]))
-    second = searcher.ask(2)
-    np.testing.assert_array_equal(second, [[0, 1.5, 0], [0, 1, 1]])  # the most promising axes first
-    searcher.tell(second, np.array([0.6, 0.7]))
-    third = searcher.ask(30)
-    np.testing.assert_array_equal(third, [[1, 1, 0]])
-    searcher.tell(third, np.array([0.4]))
-    around = searcher.ask(30)
-    assert 4 <= len(around) <= 10
-    np.testing.assert_allclose(around.mean(axis=0), [1, 1, 0], atol=0.25)  # around the best of them all
+def screened(n, alone, mixture, **settings):
+    """A guided searcher that has looked at every axis: `alone` are their objectives; zero and the mean did worse."""
+    limits = {"bound": 1.5, "budget": 200, "seed": 0, **settings}
+    searcher = make("guided-cma", n, guide=lambda: np.array(mixture), **limits)
+    objectives, seen = [9.0, 8.0, *alone], 0
+    while seen < n + 2:
+        batch = searcher.ask(200)
+        searcher.tell(batch, np.array(objectives[seen : seen + len(batch)]))
+        seen += len(batch)
+    return searcher
 
 
-def test_where_every_axis_does_harm_the_search_does_not_end_behind_zero_nor_start_there():
-    searcher = make_searcher("screen-cma", 3, bound=1.5, budget=30, seed=0)
-    first = searcher.ask(30)
-    searcher.tell(first, np.array([0.1, 3.0, 2.0, 0.5, 1.0]))
-    np.testing.assert_array_equal(searcher.ask(2), [[0, 1.5, 0], [0, 1, 1]])
+def test_a_guided_search_looks_at_zero_the_mean_and_every_axis_first():
+    searcher = make_searcher("guided-cma", 30, bound=1.5, budget=80, seed=0)
+    looked_at = []
+    while len(looked_at) < 32:
+        batch = searcher.ask(80)
+        assert len(batch) == min(SCREEN_BATCH, 32 - len(looked_at))
+        searcher.tell(batch, np.ones(len(batch)))
+        looked_at.extend(batch)
+    np.testing.assert_array_equal(looked_at, [np.zeros(30), np.full(30, 1 / 30), *np.eye(30)])
+
+
+def test_it_goes_on_with_what_the_guide_names_and_the_best_alone_and_leaves_the_others_at_zero():
+    alone = [5.0, 1.0, 2.0, 3.0, 7.0, 6.0, 4.0, 8.0]
+    mixture = [0.0, 0.1, 0.0, 0.0, 0.5, 0.0, 0.04, 0.3]  # 0.04 names no axis
+    searcher = screened(8, alone, mixture)
+    starts = searcher.ask(200)
+    chosen = [4, 7, 1, 2, 3, 6]  # the guide's three, then the best alone that are not among them
+    others = [0, 5]
+    assert len(starts) == 8
+    np.testing.assert_allclose(starts[2], np.where(np.isin(np.arange(8), chosen), mixture, 0))
+    np.testing.assert_allclose(starts[5], np.where(np.isin(np.arange(8), chosen), 0.8 / 6, 0))
+    objectives = np.full(8, 9.0)
+    objectives[2] = 0.5
+    searcher.tell(starts, objectives)
+    around = searcher.ask(200)
+    assert not around[:, others].any()
+    assert np.abs(around[:, chosen]).min() > 0
+    np.testing.assert_allclose(around.mean(axis=0), starts[2], atol=0.3)  # around the best of the starts
+
+
+def test_where_the_guide_has_no_opinion_the_best_alone_are_searched():
+    searcher = screened(8, [5.0, 1.0, 2.0, 3.0, 7.0, 6.0, 4.0, 8.0], np.zeros(8))
+    starts = searcher.ask(200)
+    assert len(starts) == 3  # the mean of the chosen at three scales
+    np.testing.assert_array_equal(np.flatnonzero(starts[0]), [0, 1, 2, 3, 5, 6])
+
+
+def test_nothing_starts_outside_the_box():
+    searcher = screened(3, [1.0, 2.0, 3.0], [1.0, 0.0, 0.0], bound=0.5)
+    assert np.abs(searcher.ask(200)).max() == 0.5
+
+
+def test_a_search_does_not_end_behind_zero_where_every_axis_does_harm():
     cone = run_search(
         lambda candidates: [Number(float(np.abs(c).sum())) for c in candidates],
-        make_searcher("screen-cma", 20, bound=1.5, budget=60, seed=0),
+        make_searcher("guided-cma", 20, bound=1.5, budget=60, seed=0),
         60,
     )
     assert cone.best.value.objective == 0.0
 
 
-def test_no_screen_looks_at_a_point_twice():
-    seen: list[bytes] = []
-
-    def evaluate(candidates):
-        seen.extend(c.tobytes() for c in candidates)
-        return function(np.array([1.2, 0.0, 0.0]))(candidates)  # the best axis at 1, then clipped at the bound of 1
-
-    run_search(evaluate, make_searcher("screen-cma", 3, bound=1.0, budget=8, seed=0), 8)
-    assert len(set(seen)) == len(seen)
-
-
-def test_in_a_large_pool_the_second_screen_leaves_half_of_the_rest_to_cma():
-    searcher = make_searcher("screen-cma", 50, bound=1.5, budget=72, seed=0)
-    for start in range(0, 52, SCREEN_BATCH):
-        batch = searcher.ask(100)
-        assert len(batch) == min(SCREEN_BATCH, 52 - start)
-        searcher.tell(batch, 5 - np.arange(start, start + len(batch)) / 10)  # the later, the better
-    second = searcher.ask(100)
-    assert len(second) == 10
-    assert second[0, 49] == 1.5
-    np.testing.assert_array_equal(second[1:].argmax(axis=1), np.arange(48, 39, -1))
-    searcher.tell(second, np.ones(10))
-    assert len(searcher.ask(100)) == 4 + int(3 * np.log(50))
+def test_a_guided_search_needs_a_guide():
+    with pytest.raises(InvalidInput, match="guided-cma: expected a guide, received none; hand one over"):
+        make("guided-cma", 3, bound=1.5, budget=10, seed=0)
 
 
 def test_the_best_is_kept_when_interrupted():
