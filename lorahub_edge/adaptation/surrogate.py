@@ -59,7 +59,10 @@ def _narrowed(logits: Sequence[torch.Tensor], answers: torch.Tensor) -> tuple[Ar
     kept = torch.unique(torch.cat([answers, *(z.topk(n_likeliest, dim=1).indices.flatten() for z in logits)]))
     others = torch.ones(logits[0].shape[1], dtype=torch.bool)
     others[kept] = False
-    narrow = [torch.cat([z[:, kept], z[:, others].logsumexp(dim=1, keepdim=True)], dim=1) for z in logits]
+    narrow = [z[:, kept] for z in logits]
+    if others.any():
+        rest = [z[:, others].logsumexp(dim=1, keepdim=True) for z in logits]
+        narrow = [torch.cat(pair, dim=1) for pair in zip(narrow, rest, strict=True)]
     return torch.stack(narrow).double().numpy(), torch.searchsorted(kept, answers).numpy()
 
 
