@@ -126,7 +126,8 @@ def _variant(name: str, meaning: str, variant: Variant) -> Method:
     return Method(name, meaning, variant.fit, variant.settings)
 
 
-def _gradient(steps: int) -> Method:
+def gradient_on_c(steps: int) -> Method:
+    """Adam on the coefficients, for so many steps, as a method."""
     on_c = GradientOnCoefficients(steps)
     return Method(f"gradient on c, {steps} steps", "Adam", on_c.fit, on_c.settings, precision="fp32")
 
@@ -137,8 +138,8 @@ VARIANTS: Sequence[Method] = (
     *(_variant(f"{n} modules, by loss", "screened", Variant(n_modules=n, chosen_by="loss")) for n in (5, 10, 20)),
     _variant("no penalty", "alpha 0", Variant(alpha=0.0)),
     _variant("L2 penalty", "0.05 * sum c^2", Variant(form=L2)),
-    _gradient(40),
-    _gradient(BUDGET),
+    gradient_on_c(40),
+    gradient_on_c(BUDGET),
     # the quality table's rates are for a far larger model; 3e-3 is what pocket's modules were trained with
     of_tuning("lora-tuning, lr 3e-3", "40 epochs", Tuning("lora", 3e-3)),
     of_tuning("lora-tuning, lr 1e-2", "40 epochs", Tuning("lora", 1e-2)),

@@ -14,9 +14,10 @@ from pathlib import Path
 from bench.records import RESULTS, ROOT, read
 from bench.tables_adapt import adapt_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
-from bench.tables_quality import NOTHING, bbh_smollm2, leave_out, quality_pocket, quality_smollm2
+from bench.tables_quality import NOTHING, leave_out, plain_base, quality_pocket
 from bench.tables_studies import (
     ablations,
+    gradient,
     harmful_development,
     harmful_heldout,
     ranks,
@@ -104,7 +105,7 @@ _SERVERS = {
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "adapt-t5-large": adapt_table,
-        "bbh-smollm2": bbh_smollm2,
+        "leave-out": leave_out,
         "ops": ops_table,
         "presets": presets,
         "quality-pocket": quality_pocket,
@@ -123,8 +124,8 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "harmful-heldout": harmful_heldout,
         "ablations": ablations,
         "ranks": ranks,
-        "leave-out": leave_out,
-        "quality-smollm2": quality_smollm2,
+        "gradient": gradient,
+        "plain-base": plain_base,
         "wtq": wtq,
     },
 }

@@ -42,6 +42,11 @@ def ablations() -> str:
     return _methods("ablations", against="edge")
 
 
+def gradient() -> str:
+    """Searches beside gradient descent on the same coefficients."""
+    return _methods("gradient", against="edge")
+
+
 def ranks() -> str:
     """One row per rank and method, by rank."""
     return _methods("ranks", by=lambda record: int(record["setup"]["method"]["rank"]))

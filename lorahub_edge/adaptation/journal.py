@@ -177,12 +177,19 @@ def _read(path: Path) -> tuple[list[Mapping[str, Any]], int]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-            if "note" not in record:
-                _key(record), _value(record)
+            _check(record)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"{path}:{number}: not a line of a journal ({error}); remove its folder") from error
         records.append(record)
     return records, len(whole) + 1 if whole else 0
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError unless it is an evaluation or a note."""
+    if "note" in record:
+        _ = [float(number) for number in record["value"]]
+    else:
+        _key(record), _value(record)
 
 
 def _write_all(file: FileIO, data: bytes) -> None:

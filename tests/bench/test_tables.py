@@ -13,22 +13,6 @@ def test_tables_are_put_between_their_markers_and_nothing_else_changes():
         tables.put_between_markers("no markers", "x", "new")
 
 
-def first_record(preset, seed, adapted, zero):
-    search = {"preset": preset, "seed": seed}
-    setup = {"task": "t", "search": search, "base": {}, "modules": ["a"], "modules_sha256": "1", "precision": "int8"}
-    rows = {"zero-shot": {"exact_match": zero}, "adapted": {"exact_match": adapted}}
-    return make_record("first", {**setup, "n_examples": 5}, {"rows": rows})
-
-
-def test_records_of_the_first_bench_count_a_control_once_per_seed():
-    records = [first_record("edge", 1, 50.0, 8.0), first_record("lorahub-code", 1, 40.0, 8.0)]
-    records += [first_record("edge", 2, 70.0, 10.0)]
-    cells = tables_quality._first_cells(records)
-    assert [point.score for point in cells["t", "zero-shot"]] == [8.0, 10.0]
-    assert [point.score for point in cells["t", "edge"]] == [50.0, 70.0]
-    assert [point.score for point in cells["t", "lorahub-code"]] == [40.0]
-
-
 def quality_record(base, modules, method, seed, score):
     shared = {"task": "t", "example_seed": seed, "base": base, "method": {"name": method}}
     own = {"modules": ["a"], "modules_sha256": modules} if modules else {}
