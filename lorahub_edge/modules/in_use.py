@@ -35,16 +35,20 @@ class FactorsInUse:
         """Put these modules' factors in place, from now on; nobody may compute with the earlier ones meanwhile."""
         if self.modules == list(modules):
             return
-        self.modules = list(modules)
-        for target, A, B in self:
+        self.modules = []  # if it fails half way, nothing is there
+        for target, A, B in self._places(len(modules)):
             rows, columns = self._stack.side_by_side(target, modules)
             A.copy_(rows)
             B.view(columns.shape).copy_(columns)
+        self.modules = list(modules)
 
     def __iter__(self) -> Iterator[tuple[Target, torch.Tensor, torch.Tensor]]:
         """Each target with A (rank, in_features) and float32 B (out_features, rank), the rank being that of all."""
+        return self._places(len(self.modules))
+
+    def _places(self, n_modules: int) -> Iterator[tuple[Target, torch.Tensor, torch.Tensor]]:
         for target, A, B in zip(self._stack.targets, self._A, self._B, strict=True):
-            rank = len(self.modules) * target.rank
+            rank = n_modules * target.rank
             yield (
                 target,
                 A[: rank * target.in_features].view(rank, target.in_features),

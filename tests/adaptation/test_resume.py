@@ -104,13 +104,16 @@ def test_ten_kills_at_random_moments_change_no_bit(settings, tmp_path, preset, b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
 
 
-def test_a_run_that_ctrl_c_ended_goes_on_and_is_replaced_by_its_whole_self(settings, tmp_path):
+@pytest.mark.parametrize("composition", ["factors", "deltas"])
+def test_a_run_that_ctrl_c_ended_goes_on_and_is_replaced_by_its_whole_self(composition, settings, tmp_path):
+    settings["composition"] = composition
     whole = lorahub_edge.adapt(**settings)
     out = tmp_path / "run"
     run = lorahub_edge.adapt(**settings, out=out, on_progress=failing_at("search", 11, KeyboardInterrupt()))
     assert run.interrupted
-    with pytest.raises(OutputExists, match="differs from this one in: search settings; add --overwrite"):
-        lorahub_edge.adapt(**{**settings, "seed": 7}, out=out)
+    for other in ({"seed": 7}, {"composition": {"factors": "deltas", "deltas": "factors"}[composition]}):
+        with pytest.raises(OutputExists, match="differs from this one in: search settings; add --overwrite"):
+            lorahub_edge.adapt(**{**settings, **other}, out=out)
     run = lorahub_edge.adapt(**settings, out=out, resume=True)
     assert run.manifest["search"]["evaluations_of_earlier_starts"] >= 11
     assert (run.interrupted, run.coefficients) == (False, whole.coefficients)
