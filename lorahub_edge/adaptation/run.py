@@ -170,7 +170,8 @@ class Run:
 
 def headline(run: Run) -> str:
     """What happened, in one line."""
-    rows = [row for row in run.table if row.name in (ZERO_SHOT, ADAPTED)]
+    by_name = {row.name: row for row in run.table}
+    rows = [by_name[ZERO_SHOT], by_name[ADAPTED]]
     losses = " -> ".join(loss_text(row.value.mean_loss, digits=3) for row in rows if row.value)
     text = f"adapted to {run.task.name} in {run.search.n_evaluations} evaluations: loss {losses}"
     scores = [f"{row.score.exact_match:.0f} %" for row in rows if row.score]

@@ -70,12 +70,16 @@ def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page(
     assert [row.name for row in rows] == ["zero-shot", "best single module", "uniform mean"]
     assert np.isnan(losses).all()
     run = SimpleNamespace(
-        table=[*rows, Row("adapted", "", (1.0, 0.0), Value(1.25, 1.25, 0.0, (1.25,)))],
+        table=[
+            Row("constant answer", "", (), None),
+            Row("adapted", "", (1.0,), Value(1.25, 1.25, 0.0, (1.25,))),
+            *rows,
+        ],
         search=SimpleNamespace(n_evaluations=3),
         task=SimpleNamespace(name="t"),
         interrupted=False,
     )
-    assert headline(run) == "adapted to t in 3 evaluations: loss not finite -> 1.250"
+    assert headline(run) == "adapted to t in 3 evaluations: loss not finite -> 1.250", "whatever their places"
     report = {
         "headline": "h", "verdict": "", "task": "t", "n_examples": 1, "n_test": 0, "table": [],
         "coefficients": {"a": 1.0},
