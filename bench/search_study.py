@@ -22,7 +22,7 @@ import torch
 
 from bench.pocket_tasks import ROWS_SEED, write_tasks
 from bench.records import RESULTS, make_record
-from bench.strategies import STRATEGIES, Make
+from bench.strategies import STRATEGIES
 from lorahub_edge.adaptation import PRESETS, Value
 from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
@@ -30,7 +30,7 @@ from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.quality import FIRST_EXAMPLE_SEED, Results
 from lorahub_edge.benchmark.trial import Pool, Protocol, Trial
 from lorahub_edge.modules import load_modules
-from lorahub_edge.search import Evaluated, run_search
+from lorahub_edge.search import Evaluated, make_searcher, run_search
 from lorahub_edge.tasks import exact_match
 
 BENCH = "search-study"
@@ -41,6 +41,9 @@ BATCH_SIZE = 50
 # points of all other strategies are the same whatever follows.
 PLANNING = tuple(name for name in STRATEGIES if "pairs" in name)
 SCREENS_FIT = 160
+
+# Preset edge's search: the only one that sees more of an evaluation than its objective.
+GUIDED = "guided"
 
 
 def main() -> None:
@@ -82,7 +85,7 @@ def _measure(name: str, trial: Trial, shared: dict[str, Any], results: Results, 
     alone = [budget for budget in todo if name in PLANNING and budget < SCREENS_FIT]
     together = [budget for budget in todo if budget not in alone]
     for group in [*([budget] for budget in alone), *([together] if together else [])]:
-        journal = _run(STRATEGIES[name], trial, max(group))
+        journal = _run(name, trial, max(group))
         for budget in group:
             best = min(journal[:budget], key=lambda e: e.value.objective)
             results.add(make_record(BENCH, setups[budget], _outcome(best, trial)))
@@ -90,11 +93,16 @@ def _measure(name: str, trial: Trial, shared: dict[str, Any], results: Results, 
         sys.stderr.write(f"{trial.rows.name}, seed {trial.seed}, {name}: {group} {scores}\n")
 
 
-def _run(make: Make, trial: Trial, budget: int) -> list[Evaluated[Value]]:
+def _run(strategy: str, trial: Trial, budget: int) -> list[Evaluated[Value]]:
     settings = _settings(trial, budget)
     journal: list[Evaluated[Value]] = []
     with objective_on(trial.pool.base, trial.pool.stack, trial.encoded, settings) as objective:
-        searcher = make(len(trial.pool.modules), settings.bound, budget, trial.seed)
+        n = len(trial.pool.modules)
+        limits = {"bound": settings.bound, "budget": budget, "seed": trial.seed}
+        if strategy == GUIDED:
+            searcher = make_searcher("guided-cma", n, guide=lambda: objective.mixture(n, settings.bound), **limits)  # type: ignore[arg-type]
+        else:
+            searcher = STRATEGIES[strategy](n, *limits.values())  # type: ignore[arg-type]
         run_search(objective, searcher, budget, journal.extend)
     return journal
 
@@ -116,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.search_study", description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", choices=list(ROWS_SEED), default="development")
     parser.add_argument("--pool", choices=["all", "harmful"], default="all")
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", default=[*STRATEGIES, GUIDED], choices=[*STRATEGIES, GUIDED])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")

@@ -102,7 +102,7 @@ def fixed_controls(
 
 
 def means_of_best(losses: Sequence[float]) -> Array:
-    """The modules that are best alone, equally weighted, with each of MEAN_SUMS as the sum of coefficients.
+    """Up to N_BEST modules that are best alone, equally weighted, with each of MEAN_SUMS as the sum of coefficients.
 
     Args:
         losses: (n_modules,), of each module alone.
@@ -110,7 +110,9 @@ def means_of_best(losses: Sequence[float]) -> Array:
     Returns:
         float64 (len(MEAN_SUMS), n_modules).
     """
-    order = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:N_BEST]
+    finite = np.isfinite(losses)
+    n_best = max(1, min(N_BEST, int(finite.sum())))
+    order = np.argsort(np.where(finite, losses, np.inf), kind="stable")[:n_best]
     means = np.zeros((len(MEAN_SUMS), len(losses)))
     means[:, order] = np.array(MEAN_SUMS)[:, None] / len(order)
     return means

@@ -218,6 +218,11 @@ class Job:
         self.on_progress(Progress(stage, 0, s.budget))
         return run_search(objective, searcher, s.budget, on_evaluated)
 
+    def _mixture(self) -> dict[str, float] | None:
+        """What the surrogate named; None of a search that asks for no guide."""
+        weights = self.journals.search.notes.get("mixture")
+        return None if weights is None else dict(zip(self.names, weights, strict=True))
+
     def _test(self, base: Base, stack: ModuleStack, rows: Sequence[Row], *, is_last: bool = False) -> list[Row]:
         """The rows with their scores; an interrupt leaves it empty but keeps the run.
 
@@ -283,6 +288,7 @@ class Job:
                 "evaluations": outcome.result.n_evaluations,
                 "evaluations_of_earlier_starts": self.journals.search.n_known,
                 "interrupted": outcome.result.interrupted,
+                "mixture": self._mixture(),
                 "cuda_graphs": list(outcome.recordings),
             },
             rank_cut=rank_cut,

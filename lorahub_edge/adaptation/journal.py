@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from lorahub_edge.adaptation.objective import Value
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, LorahubEdgeWarning
 from lorahub_edge.json_text import to_json
-from lorahub_edge.outputs import write_errors
+from lorahub_edge.outputs import write_errors, write_text
 from lorahub_edge.search import Evaluated
 
 _NUMBERS = ("objective", "loss", "l1_penalty", "mean_loss")
@@ -34,6 +34,7 @@ def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
 
 
 CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL = "controls.jsonl", "journal.jsonl", "null.jsonl"
+NOTES, NULL_NOTES = "journal.notes.json", "null.notes.json"
 
 
 class JournalNotWritten(LorahubEdgeWarning):
@@ -58,9 +59,9 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         self.evaluated: list[Evaluated[Value]] = []
-        lines, self._n_bytes = ([], 0) if path is None else _read(path)
-        self._notes: dict[str, list[float]] = {str(line["note"]): line["value"] for line in lines if "note" in line}
-        records = [line for line in lines if "note" not in line]
+        records, self._n_bytes = ([], 0) if path is None else _read(path)
+        self._notes_path = Path() if path is None else notes_of(path)
+        self._notes = _read_notes(self._notes_path)
         self.known = {_key(record): _value(record) for record in records}
         self.n_known = len(records)
         self._n_noted = len(records)
@@ -96,12 +97,21 @@ class Journal:
             if not had_trouble:
                 warnings.warn(f"{error}; the search goes on", JournalNotWritten, stacklevel=2)
 
+    @property
+    def notes(self) -> Mapping[str, list[float]]:
+        """Name -> numbers; see `noted`."""
+        return self._notes
+
     def noted(self, name: str, compute: Callable[[], list[float]]) -> list[float]:
-        """What an earlier start noted under this name; or else what `compute` gives now, noted with the next batch."""
+        """What an earlier start noted under this name; or else what `compute` gives now, which is noted at once.
+
+        A note that cannot be written costs a later start the computation, nothing else.
+        """
         if name not in self._notes:
             self._notes[name] = compute()
             if self._file is not None:
-                self._unwritten += (to_json({"note": name, "value": self._notes[name]}, indent=None) + "\n").encode()
+                with suppress(LorahubEdgeError), write_errors(self._notes_path):
+                    write_text(self._notes_path, to_json(self._notes))
         return self._notes[name]
 
     def flush(self) -> None:
@@ -177,19 +187,26 @@ def _read(path: Path) -> tuple[list[Mapping[str, Any]], int]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-            _check(record)
+            _key(record), _value(record)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"{path}:{number}: not a line of a journal ({error}); remove its folder") from error
         records.append(record)
     return records, len(whole) + 1 if whole else 0
 
 
-def _check(record: Mapping[str, Any]) -> None:
-    """Raise KeyError, TypeError or ValueError unless it is an evaluation or a note."""
-    if "note" in record:
-        _ = [float(number) for number in record["value"]]
-    else:
-        _key(record), _value(record)
+def notes_of(journal: Path) -> Path:
+    """Where a journal's notes are kept, beside it."""
+    return journal.with_suffix(".notes.json")
+
+
+def _read_notes(path: Path) -> dict[str, list[float]]:
+    """Name -> numbers; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): [float(x) for x in numbers] for name, numbers in json.loads(path.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"{path}: not a journal's notes ({error}); remove its folder") from error
 
 
 def _write_all(file: FileIO, data: bytes) -> None:

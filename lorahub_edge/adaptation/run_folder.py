@@ -25,7 +25,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL, Journals
+from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NOTES, NULL_JOURNAL, NULL_NOTES, Journals
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import (
@@ -174,7 +174,7 @@ class RunFolder:
         return self._journals
 
     def _go_on_from_interrupted(self) -> None:
-        for name in (CONTROLS_JOURNAL, JOURNAL):
+        for name in (CONTROLS_JOURNAL, JOURNAL, NOTES):
             if (self.folder / name).is_file() and not (self.unfinished / name).exists():
                 with whole_file(self.unfinished / name) as partial:
                     shutil.copyfile(self.folder / name, partial)
@@ -206,7 +206,7 @@ class RunFolder:
         with write_errors(self.folder):
             publish(self.unfinished, self.folder, replaces=self._replaces)
             self._is_finished = True
-            for name in (INPUTS, NULL_JOURNAL, *(() if keep_controls else (CONTROLS_JOURNAL,))):
+            for name in (INPUTS, NULL_JOURNAL, NULL_NOTES, *(() if keep_controls else (CONTROLS_JOURNAL, NOTES))):
                 (self.folder / name).unlink(missing_ok=True)
         return self.folder
 
@@ -258,5 +258,5 @@ def _n_evaluations(unfinished: Path) -> int:
     found = 0
     for name in (CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL):
         with suppress(OSError):
-            found += sum(b'"note"' not in line for line in (unfinished / name).read_bytes().splitlines())
+            found += (unfinished / name).read_bytes().count(b"\n")
     return found

@@ -17,7 +17,10 @@ from lorahub_edge.tasks import constant_answer, score_answers
 from tests import tiny
 
 FAST = {"budget": 20, "device": "cpu", "n_examples": 4}
-NAMES = ["constant answer", "zero-shot", "best single module", "uniform mean", "random-LoRA null", "adapted"]
+NAMES = [
+    "constant answer", "zero-shot", "best single module", "uniform mean", "mean of the best", "random-LoRA null",
+    "adapted",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_the_run_folder_is_complete_and_tells_the_truth(run):
         assert line["mean_loss"] == pytest.approx(np.average(line["example_losses"], weights=manifest["answer_tokens"]))
     alone = [run.model.loss([example]) for example in run.task.examples]
     assert best["example_losses"] == pytest.approx(alone, rel=1e-5)
-    assert manifest["search"]["resolved_optimizer"].startswith("screening, then ParametrizedCMA")
+    assert manifest["search"]["resolved_optimizer"].startswith("screening, a guide, then ParametrizedCMA")
     assert manifest["search"]["evaluations"] == 20
     assert manifest["kernels"]["compose_factors"] == "native-cpu"
     assert re.fullmatch("[0-9a-f]{64}", manifest["base"]["files"]["model.safetensors"])
@@ -189,7 +192,7 @@ def test_loaded_values_can_be_handed_over_and_nothing_is_written_or_printed(
 @pytest.mark.parametrize(
     ("preset", "optimizer", "form"),
     [
-        ("edge", "screening, then Param", "published"),
+        ("edge", "screening, a guide, then Param", "published"),
         ("paper", "ParametrizedCMA", "published"),
         ("lorahub-code", "Cobyla", "lorahub-code"),
     ],
@@ -218,7 +221,7 @@ def test_an_interrupt_keeps_the_best_so_far(bases, module_folders, example_file,
     )
     assert run.interrupted
     assert json.loads((run.folder / "manifest.json").read_text())["search"]["interrupted"] is True
-    assert len((run.folder / "journal.jsonl").read_text().splitlines()) == run.search.n_evaluations == 10
+    assert len((run.folder / "journal.jsonl").read_text().splitlines()) == run.search.n_evaluations == 14
     assert run.search.best.value.objective == min(e.value.objective for e in run.journal)
 
 

@@ -47,7 +47,7 @@ def test_a_module_that_overflows_wins_nothing_and_the_files_are_json(
     report = parsed((run.folder / "report.json").read_text())
     assert report == parsed(json.dumps(run.report(), allow_nan=False))
     assert report["single_module_losses"]["wild"] is None
-    assert [row["loss"] is None for row in report["table"]] == [False, False, True, False]
+    assert [row["loss"] is None for row in report["table"]] == [False, False, True, False, False]
     journal = [parsed(line) for line in (run.folder / "journal.jsonl").read_text().splitlines()]
     assert sum(line["mean_loss"] is None for line in journal) >= 2
     parsed((run.folder / "manifest.json").read_text())
@@ -67,7 +67,7 @@ def test_the_bench_picks_the_best_finite_module(bases, wild_modules, example_fil
 
 def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page():
     rows, losses = fixed_controls(["a", "b"], lambda c: [Value(math.nan, math.nan, 0.0, (math.nan,))] * len(c))
-    assert [row.name for row in rows] == ["zero-shot", "best single module", "uniform mean"]
+    assert [row.name for row in rows] == ["zero-shot", "best single module", "uniform mean", "mean of the best"]
     assert np.isnan(losses).all()
     run = SimpleNamespace(
         table=[

@@ -59,16 +59,17 @@ def test_an_error_half_way_leaves_no_side_on_the_base(bases, module_folders, pre
     base = lorahub_edge.load_base(str(bases["t5"]), precision=precision, device="cpu")
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[0]])}
     before = base.model(**inputs).logits
-    path = SidePath(base, ModuleStack.build(load_modules(module_folders["t5"]), base))
+    stack = ModuleStack.build(load_modules(module_folders["t5"]), base)
+    path = SidePath(base, stack)
     composed = path.prepare(torch.ones(1, 4))
 
     def fails_for_the_last(self, rows):
-        if self.name == path._targets[-1].name:
+        if self.name == stack.targets[-1].name:
             raise MemoryError
         return original(self, rows)
 
-    original = type(path._targets[0]).B
-    monkeypatch.setattr(type(path._targets[0]), "B", fails_for_the_last)
+    original = type(stack.targets[0]).B
+    monkeypatch.setattr(type(stack.targets[0]), "B", fails_for_the_last)
     with pytest.raises(MemoryError), path.active(composed):
         pytest.fail("not reached")
     assert torch.equal(base.model(**inputs).logits, before)
