@@ -199,8 +199,11 @@ def print_verification(report: Mapping[str, Any]) -> None:
     answers.print(table)
 
 
-def _largest(coefficients: Mapping[str, float], n: int = 5) -> str:
-    ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))[:n]
-    rest = len(coefficients) - len(ranked)
-    listed = ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
-    return f"largest coefficients: {listed}" + (f" and {rest} more" if rest > 0 else "")
+def _largest(coefficients: Mapping[str, float], n: int = 6) -> str:
+    """The largest coefficients, and how many others there are that are not zero."""
+    ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))
+    in_use = [(name, value) for name, value in ranked if value != 0]
+    listed = ", ".join(f"{name} {value:+.2f}" for name, value in in_use[:n]) or "none"
+    left, zero = len(in_use[n:]), len(ranked) - len(in_use)
+    more = (f" and {left} smaller" if left else "") + (f"; {zero} at zero" if zero else "")
+    return f"coefficients: {listed}{more}"

@@ -66,7 +66,7 @@ def test_brackets_in_names_are_no_markup(call, bases, module_folders, tmp_path):
     result = call("adapt", *base, "--modules", modules, "--examples", task, "--out", "[run]", "--budget", 4)
     assert result.exit_code == 0, result.output
     assert "adapted to [link]task in 4 evaluations" in result.stdout
-    assert "largest coefficients: m[red]0[bold] " in result.stdout
+    assert "coefficients: m[red]0[bold] " in result.stdout
     assert f"run folder: {tmp_path}/[run]  (report.html, adapter/)" in result.stdout
     result = call("train", task, *base, "--out", "[b]new", "--max-steps", 1)
     assert f"trained module [b]new: 12 targets, rank 16\nmodule folder: {tmp_path}/[b]new\n" == result.stdout
