@@ -138,6 +138,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of factors, order and dropout.")] = 42,
     prompt: PromptOption = "auto",
     device: DeviceOption = "auto",
+    keep_rows: Annotated[
+        int, typer.Option(help="Rows kept in the module's folder, by which --choose-modules similar finds it.")
+    ] = 5,
 ) -> None:
     """Train a LoRA module for one upstream task, to grow a hub of modules. Defaults are LoRAHub's.
 
@@ -160,7 +163,14 @@ def train(
     )
     with step_bar() as on_step:
         module = lorahub_edge.train_module(
-            base, examples, out, settings=settings, prompt=prompt, device=device, on_step=on_step
+            base,
+            examples,
+            out,
+            settings=settings,
+            prompt=prompt,
+            device=device,
+            on_step=on_step,
+            keep_rows=keep_rows,
         )
     answers.print(f"trained module {module.name}: {len(module.factors)} targets, rank {rank}")
     answers.print(f"module folder: {out.absolute()}", soft_wrap=True)

@@ -13,6 +13,7 @@ from lorahub_edge import pocket
 from lorahub_edge.commands import (
     BaseOption,
     CacheOption,
+    ChooseModulesOption,
     CompositionOption,
     DeviceOption,
     EvaluateByOption,
@@ -20,6 +21,7 @@ from lorahub_edge.commands import (
     ExamplesOption,
     JsonOption,
     MaxInputTokensOption,
+    MaxModulesOption,
     MaxNewTokensOption,
     ModulesOption,
     NExamplesOption,
@@ -44,6 +46,8 @@ def add_commands(app: typer.Typer) -> None:
 def adapt(
     base: BaseOption = "pocket",
     modules: ModulesOption = ["pocket"],  # noqa: B006  typer copies it
+    max_modules: MaxModulesOption = None,
+    choose_modules: ChooseModulesOption = "loss",
     examples: ExamplesOption = None,
     test: Annotated[str | None, typer.Option(help="Score on these rows too, by exact match.")] = None,
     n_examples: NExamplesOption = 5,
@@ -54,7 +58,7 @@ def adapt(
     budget: Annotated[int | None, typer.Option(help="Evaluations of the search.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the L1 penalty.")] = None,
     bound: Annotated[float | None, typer.Option(help="Coefficients stay within +-bound.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of the search, and of --choose-modules random.")] = 42,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "int8",
     prompt: PromptOption = "auto",
@@ -111,6 +115,8 @@ def adapt(
             rank=rank,
             max_memory=max_memory,
             stack_dtype=stack_dtype,
+            max_modules=max_modules,
+            choose_modules=choose_modules,
             cache=cache,
             out=out or _default_out(examples, resume=resume),
             overwrite=overwrite,
@@ -152,12 +158,15 @@ def _default_out(examples: str | None, *, resume: bool) -> Path:
 def plan(
     base: BaseOption = "pocket",
     modules: ModulesOption = ["pocket"],  # noqa: B006  typer copies it
+    max_modules: MaxModulesOption = None,
+    choose_modules: ChooseModulesOption = "loss",
     examples: ExamplesOption = None,
     test: Annotated[str | None, typer.Option(help="Rows that adapt would score.")] = None,
     n_examples: NExamplesOption = 5,
     example_seed: ExampleSeedOption = 42,
     n_test: NTestOption = None,
     optimizer: OptimizerOption = None,
+    seed: Annotated[int, typer.Option(help="Of --choose-modules random.")] = 42,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "int8",
     prompt: PromptOption = "auto",
@@ -188,6 +197,7 @@ def plan(
         n_test=n_test,
         max_memory=max_memory,
         optimizer=optimizer,
+        seed=seed,
         device=device,
         precision=precision,
         prompt=prompt,
@@ -196,6 +206,8 @@ def plan(
         evaluate_by=evaluate_by,
         composition=composition,
         stack_dtype=stack_dtype,
+        max_modules=max_modules,
+        choose_modules=choose_modules,
         cache=cache,
     )
     if as_json:

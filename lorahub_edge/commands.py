@@ -105,6 +105,17 @@ CompositionOption = Annotated[
     str | None,
     typer.Option(help="factors: LoRAHub's sums. deltas: the sum of the modules' deltas. Default: the preset's."),
 ]
+MaxModulesOption = Annotated[
+    int | None, typer.Option(help="Search among at most so many of the modules; see --choose-modules. Default: all.")
+]
+ChooseModulesOption = Annotated[
+    str,
+    typer.Option(
+        help="With --max-modules. loss: those whose loss on the examples is lowest alone; reads every module and costs "
+        "one evaluation of each. random: LoRAHub's draw. similar: those whose README.md and training rows are most "
+        "like the examples."
+    ),
+]
 StackDtypeOption = Annotated[
     str | None, typer.Option(help="Of the modules in memory: fp32, bf16 or int8. Default: fp32, or what fits.")
 ]

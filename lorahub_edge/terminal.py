@@ -39,6 +39,7 @@ answers = PlainConsole(highlight=False)
 
 _STAGES = {
     "load": "loading base and modules",
+    "choose": "choosing modules",
     "controls": "controls",
     "search": "search",
     "null": "random-LoRA null",
@@ -92,7 +93,7 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
-    from lorahub_edge.adaptation.report import legend, loss_text, numbers_of, sentences, shown_scores
+    from lorahub_edge.adaptation.report import choice_text, legend, loss_text, numbers_of, sentences, shown_scores
 
     answers.print(report["headline"], style="bold", soft_wrap=True)
     scores = shown_scores(report)
@@ -109,6 +110,8 @@ def print_run(report: Mapping[str, Any]) -> None:
     for sentence in sentences(report):
         answers.print(sentence)
     answers.print(legend(report), style="dim")
+    if report["chosen_modules"]:
+        answers.print(f"searched: {choice_text(report)}", style="dim", soft_wrap=True)
     answers.print(_largest(report["coefficients"]), soft_wrap=True)
     if cut := report["rank_cut"]:
         answers.print(

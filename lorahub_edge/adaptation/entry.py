@@ -9,6 +9,7 @@ from typing import Any
 from lorahub_edge.adaptation.job import Job
 from lorahub_edge.adaptation.journal import Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, choose_plan, memory_errors
+from lorahub_edge.adaptation.prefilter import choose_unread
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run
 from lorahub_edge.adaptation.run_folder import RunFolder
@@ -48,6 +49,8 @@ def adapt(
     rank: int | None = None,
     max_memory: int | str | None = None,
     stack_dtype: str | None = None,
+    max_modules: int | None = None,
+    choose_modules: str = "loss",
     cache: Cache | bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -74,7 +77,7 @@ def adapt(
         budget: evaluations of the search, at least 1.
         alpha: weight of the L1 penalty, at least 0.
         bound: half width of the box.
-        seed: of the search and of the random-LoRA null.
+        seed: of the search, of the random-LoRA null, and of `choose_modules` "random".
         device, precision: see `load_base`.
         prompt: see `PromptFormat.for_base`.
         max_input_tokens: inputs are cut here; default 2048 or what the model takes.
@@ -88,6 +91,11 @@ def adapt(
             shows it uncut; `manifest["rank_cut"]` says what is lost.
         max_memory: in bytes, or a text such as "5GiB"; what to give up for it is planned before anything is loaded.
         stack_dtype: "fp32", "bf16" or "int8" for the modules; None for what the plan says ("fp32" without a budget).
+        max_modules: search among at most so many of the modules, at least 1; None for all.
+        choose_modules: how they are chosen. "loss": those whose loss on the examples is lowest alone; every module is
+            read, and evaluated once. "random": LoRAHub's draw, random.Random(seed).sample of the names.
+            "similar": by TF-IDF cosine of the examples to a module's README.md and training_rows.jsonl; modules that
+            have neither come last.
         cache: keeps the int8 base and the modules' stack between starts; True is the user's, see `default_cache`; False
             is none.
         out: a run folder to write; nothing is written without it. If a run with the same inputs ended early there, this
@@ -124,6 +132,8 @@ def adapt(
         rank=rank,
         max_memory=max_memory,
         stack_dtype=stack_dtype,
+        max_modules=max_modules,
+        choose_modules=choose_modules,
     )
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
     report_to = on_progress or (lambda progress: None)
@@ -144,14 +154,15 @@ def _run(
 ) -> Run:
     stopwatch = Stopwatch()
     on_progress(Progress("load", 0, 1))
-    opened = open_inputs(base, modules, settings, stopwatch)
+    opened, choice = choose_unread(open_inputs(base, modules, settings, stopwatch), task, settings)
     encoded = encode(opened, task, settings)
-    search = settings.search(len(opened.modules))
-    check_optimizer(search.optimizer, len(opened.modules), search.budget)
+    n_searched = settings.n_searched(len(opened.modules))
+    search = settings.search(n_searched)
+    check_optimizer(search.optimizer, n_searched, search.budget)
     chosen = choose_plan(plan_memory(opened, encoded, settings, cache))
     check_budget(chosen)
     hashes = ContentHashes.of(opened, cache)
-    inputs = evaluation_inputs(opened, encoded, search, chosen, hashes)
+    inputs = evaluation_inputs(opened, encoded, search, chosen, hashes, n_searched)
     journals = Journals.in_memory() if folder is None else folder.begin(inputs)
     job = Job(
         task=task,
@@ -159,6 +170,8 @@ def _run(
         encoded=encoded,
         settings=search,
         plan=chosen,
+        n_searched=n_searched,
+        choice=choice,
         null_control=settings.null_control,
         rank=settings.rank,
         inputs=inputs,
@@ -184,6 +197,7 @@ def plan(
     n_test: int | None = None,
     max_memory: int | str | None = None,
     optimizer: str | None = None,
+    seed: int = 42,
     device: str = "auto",
     precision: str = "int8",
     prompt: str = "auto",
@@ -192,6 +206,8 @@ def plan(
     evaluate_by: str = "side",
     composition: str | None = None,
     stack_dtype: str | None = None,
+    max_modules: int | None = None,
+    choose_modules: str = "loss",
     cache: Cache | bool = True,
 ) -> list[MemoryPlan]:
     """What `adapt` would need in memory, known without reading a weight.
@@ -207,6 +223,7 @@ def plan(
     """
     settings = RunSettings(
         optimizer=optimizer,
+        seed=seed,
         device=device,
         precision=precision,
         prompt=prompt,
@@ -216,9 +233,11 @@ def plan(
         composition=composition,
         max_memory=max_memory,
         stack_dtype=stack_dtype,
+        max_modules=max_modules,
+        choose_modules=choose_modules,
     )
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
-    opened = open_inputs(base, modules, settings, Stopwatch())
+    opened, _ = choose_unread(open_inputs(base, modules, settings, Stopwatch()), task, settings)
     return plan_memory(opened, encode(opened, task, settings), settings, _chosen_cache(cache))
 
 

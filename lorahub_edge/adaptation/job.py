@@ -27,6 +27,7 @@ from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.journal import Journal, Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use
 from lorahub_edge.adaptation.objective import FORMS, Objective, Value, objective_on
+from lorahub_edge.adaptation.prefilter import Choice, choose_by_loss
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run, manifest_of
 from lorahub_edge.adaptation.settings import SearchSettings
@@ -70,6 +71,8 @@ class Job:
 
     Attributes:
         task, opened, encoded, settings, plan: the earlier stages' values.
+        n_searched: how many of the opened modules are searched: fewer than all where they are chosen by loss.
+        choice: how the opened modules were chosen from a larger pool; None if they were not.
         null_control: whether to search over random modules too.
         rank: to which the composed module is cut; None for as it is.
         inputs, hashes: for the manifest; see `evaluation_inputs`.
@@ -83,6 +86,8 @@ class Job:
     encoded: Encoded
     settings: SearchSettings
     plan: MemoryPlan
+    n_searched: int
+    choice: Choice | None
     null_control: bool
     rank: int | None
     inputs: Mapping[str, str]
@@ -100,6 +105,9 @@ class Job:
     def run(self) -> Run:
         """Controls and search and their test; then the null, for which the real stack has made room."""
         base = self._load_base()
+        return self._with_choice(base)._run(base)
+
+    def _run(self, base: Base) -> Run:
         outcome = self._adapt(base)
         memory.give_back()
         *controls, adapted = outcome.rows
@@ -125,6 +133,25 @@ class Job:
         with self.stopwatch.stage("load_base"):
             opened = self.opened.base
             return opened if isinstance(opened, Base) else load_opened(opened, cache=self.cache)
+
+    def _with_choice(self, base: Base) -> Job:
+        """The same with the modules that the search weighs, where that is known only once the base is there."""
+        if self.n_searched == len(self.opened.modules):
+            return self
+        with self.stopwatch.stage("choose_modules"):
+            choice = choose_by_loss(
+                base,
+                self.opened,
+                self.encoded,
+                self.settings,
+                self.plan,
+                self.n_searched,
+                journal=self.journals.choice,
+                cache=self.cache,
+                on_progress=self.on_progress,
+            )
+        opened, hashes = self.opened.only(choice.places), self.hashes.only(choice.places)
+        return replace(self, opened=opened, hashes=hashes, choice=choice)
 
     def _load_stack(self, base: Base) -> ModuleStack:
         with self.stopwatch.stage("load_modules"):
@@ -281,6 +308,7 @@ class Job:
             answer_tokens=[len(example.target_ids) for example in self.encoded.examples],
             **self.encoded.lost,
             memory_plan=self.plan.as_record(),
+            chosen_modules=self.choice and self.choice.as_record(),
             search={
                 **dataclasses.asdict(self.settings),
                 "formula": FORMS[self.settings.objective_form].formula,

@@ -33,7 +33,13 @@ def journal_record(evaluated: Evaluated[Value]) -> dict[str, Any]:
     }
 
 
-CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL = "controls.jsonl", "journal.jsonl", "null.jsonl"
+CHOICE_JOURNAL, CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL = (
+    "choice.jsonl",
+    "controls.jsonl",
+    "journal.jsonl",
+    "null.jsonl",
+)
+JOURNALS = (CHOICE_JOURNAL, CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL)
 NOTES, NULL_NOTES = "journal.notes.json", "null.notes.json"
 
 
@@ -45,7 +51,8 @@ class Journal:
     """The journal of one stage: its evaluations, and notes of what else it computed and must not compute otherwise.
 
     Attributes:
-        known: of earlier starts: bytes of the coefficients -> value.
+        values: of earlier starts, line by line.
+        known: the same: bytes of the coefficients -> value.
         n_known: how many lines they left.
         evaluated: of this start, in order; what was known is among them once the search has come to it again.
 
@@ -62,7 +69,8 @@ class Journal:
         records, self._n_bytes = ([], 0) if path is None else _read(path)
         self._notes_path = Path() if path is None else notes_of(path)
         self._notes = _read_notes(self._notes_path)
-        self.known = {_key(record): _value(record) for record in records}
+        self.values = [_value(record) for record in records]
+        self.known = dict(zip(map(_key, records), self.values, strict=True))
         self.n_known = len(records)
         self._n_noted = len(records)
         self._elapsed_s = float(records[-1].get("elapsed_s", 0.0)) if records else 0.0
@@ -142,6 +150,7 @@ class Journal:
 class Journals:
     """One for each stage that evaluates candidates."""
 
+    choice: Journal
     controls: Journal
     search: Journal
     null: Journal
@@ -149,14 +158,14 @@ class Journals:
     @classmethod
     def in_memory(cls) -> Journals:
         """Without files."""
-        return cls(Journal(), Journal(), Journal())
+        return cls(*(Journal() for _ in JOURNALS))
 
     @classmethod
     def in_folder(cls, folder: Path) -> Journals:
         """With files, which may hold lines of an earlier start. Raises: see `Journal`."""
         journals = []
         with ExitStack() as opened:
-            for name in (CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL):
+            for name in JOURNALS:
                 journals.append(Journal(folder / name))
                 opened.callback(journals[-1].close)
             opened.pop_all()
@@ -169,12 +178,12 @@ class Journals:
 
     def flush(self) -> None:
         """See `Journal.flush`."""
-        for journal in (self.controls, self.search, self.null):
+        for journal in vars(self).values():
             journal.flush()
 
     def close(self) -> None:
         """Let go of the files."""
-        for journal in (self.controls, self.search, self.null):
+        for journal in vars(self).values():
             journal.close()
 
 

@@ -11,8 +11,8 @@ class Progress:
     """Where a run stands; handed to `on_progress`.
 
     Attributes:
-        stage: "load", "controls", "search", "null" or "test".
-        done, total: evaluations or answers.
+        stage: "load", "choose", "controls", "search", "null" or "test".
+        done, total: evaluations or answers; of "choose", modules looked at alone.
         best_loss: loss of the best candidate so far, best by the objective; None outside a search.
     """
 

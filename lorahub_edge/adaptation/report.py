@@ -45,7 +45,7 @@ def report_html(report: Mapping[str, Any], losses: Sequence[tuple[float, float]]
     """
     search = report["search"]
     facts = (
-        f"{report['n_examples']} examples, {len(report['coefficients'])} modules, "
+        f"{report['n_examples']} examples, {choice_text(report)}, "
         f"{search['resolved_optimizer']}, {search['evaluations']} evaluations, seed {search['seed']}, "
         f"{report['timings']['total_s']:.1f} s"
     )
@@ -113,6 +113,15 @@ def legend(report: Mapping[str, Any]) -> str:
         f"{text}; the other columns: % of {report['n_test']} test rows; most frequent answer: the share of the answer "
         "given most often; valid form: answers that look like one to this task, right or wrong"
     )
+
+
+def choice_text(report: Mapping[str, Any]) -> str:
+    """Which modules the search had, of how many and how chosen."""
+    n, choice = len(report["coefficients"]), report["chosen_modules"]
+    if choice is None:
+        return f"{n} modules"
+    cost = f" at {choice['evaluations']} evaluations" if choice["evaluations"] else ""
+    return f"{n} of {choice['of']} modules, chosen by {choice['by']}{cost}"
 
 
 def _text(value: object) -> str:

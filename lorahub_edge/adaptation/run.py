@@ -112,6 +112,7 @@ class Run:
             "coefficients": dict(self.coefficients),
             "single_module_losses": dict(self.single_losses),
             "search": dict(self.manifest["search"]),
+            "chosen_modules": self.manifest["chosen_modules"],
             "rank_cut": self.manifest["rank_cut"],
             "timings": dict(self.manifest["timings"]),
             "peak_memory": dict(self.manifest["peak_memory"]),
@@ -147,7 +148,7 @@ class Run:
             target.write(REPORT_HTML, report_html(report, losses))
             hashes = file_hashes(target.unfinished, (target.unfinished / ADAPTER).iterdir())
             target.write(MANIFEST, {**self.manifest, "files": hashes})
-            target.finish(keep_controls=self.interrupted)
+            target.finish(keep_journals=self.interrupted)
         except LorahubEdgeError as error:
             raise RunNotWritten(str(error), self) from error
         return saved

@@ -25,7 +25,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NOTES, NULL_JOURNAL, NULL_NOTES, Journals
+from lorahub_edge.adaptation.journal import (
+    CHOICE_JOURNAL,
+    CONTROLS_JOURNAL,
+    JOURNAL,
+    JOURNALS,
+    NOTES,
+    NULL_NOTES,
+    Journals,
+)
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.outputs import (
@@ -174,7 +182,7 @@ class RunFolder:
         return self._journals
 
     def _go_on_from_interrupted(self) -> None:
-        for name in (CONTROLS_JOURNAL, JOURNAL, NOTES):
+        for name in (CHOICE_JOURNAL, CONTROLS_JOURNAL, JOURNAL, NOTES):
             if (self.folder / name).is_file() and not (self.unfinished / name).exists():
                 with whole_file(self.unfinished / name) as partial:
                     shutil.copyfile(self.folder / name, partial)
@@ -192,11 +200,11 @@ class RunFolder:
         path.mkdir(exist_ok=True)
         return path
 
-    def finish(self, *, keep_controls: bool) -> Path:
+    def finish(self, *, keep_journals: bool) -> Path:
         """Give the folder its final name, replacing an earlier run only once this one is whole; returns it.
 
         Args:
-            keep_controls: whether the journal of the controls is needed to go on later.
+            keep_journals: whether those of the choice of modules and of the controls are needed to go on later.
 
         Raises:
             OutputExists: something has appeared there since; the message says where the run is now.
@@ -206,8 +214,11 @@ class RunFolder:
         with write_errors(self.folder):
             publish(self.unfinished, self.folder, replaces=self._replaces)
             self._is_finished = True
-            for name in (INPUTS, NULL_JOURNAL, NULL_NOTES, *(() if keep_controls else (CONTROLS_JOURNAL, NOTES))):
-                (self.folder / name).unlink(missing_ok=True)
+            kept = (JOURNAL, *((CHOICE_JOURNAL, CONTROLS_JOURNAL, NOTES) if keep_journals else ()))
+            for path in (self.folder / name for name in (INPUTS, *JOURNALS, NOTES, NULL_NOTES)):
+                is_empty = path.is_file() and path.stat().st_size == 0
+                if path.name not in kept or (is_empty and path.name != JOURNAL):
+                    path.unlink(missing_ok=True)
         return self.folder
 
     def __enter__(self) -> RunFolder:
@@ -256,7 +267,7 @@ def _empty(folder: Path) -> None:
 def _n_evaluations(unfinished: Path) -> int:
     """Of all journals of an unfinished run."""
     found = 0
-    for name in (CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL):
+    for name in JOURNALS:
         with suppress(OSError):
             found += (unfinished / name).read_bytes().count(b"\n")
     return found

@@ -17,6 +17,9 @@ from lorahub_edge.measure import parse_bytes
 from lorahub_edge.modules import COMPOSITIONS, STACK_DTYPES
 from lorahub_edge.search import check_optimizer
 
+# How modules are chosen from a pool that is larger than a search should weigh; see prefilter.py.
+WAYS = ("loss", "random", "similar")
+
 MAX_SEED = 2**32  # NumPy's and torch's generators take seeds below this
 
 
@@ -68,14 +71,19 @@ class RunSettings:
     rank: int | None = None
     max_memory: int | str | None = None
     stack_dtype: str | None = None
+    max_modules: int | None = None
+    choose_modules: str = "loss"
 
     def __post_init__(self) -> None:
         chosen = preset_by_name(self.preset)
-        names = ("alpha", "bound", "seed", "budget", "max_input_tokens", "max_new_tokens", "rank")
+        names = ("alpha", "bound", "seed", "budget", "max_input_tokens", "max_new_tokens", "rank", "max_modules")
         check_numbers(**{name: getattr(self, name) for name in names}, max_memory=self.budget_bytes)
         _check_name("evaluate_by", self.evaluate_by, ROUTES)
         _check_name("composition", self.composition, COMPOSITIONS)
         _check_name("stack_dtype", self.stack_dtype, STACK_DTYPES)
+        _check_name("choose_modules", self.choose_modules, WAYS)
+        if self.choose_modules != "loss" and self.max_modules is None:
+            raise InvalidInput(f"choose_modules '{self.choose_modules}': expected max_modules, how many; received none")
         check_optimizer(self.chosen_optimizer, budget=self.budget or chosen.budget)
 
     @property
@@ -92,6 +100,10 @@ class RunSettings:
     def budget_bytes(self) -> int | None:
         """Memory that the run may take."""
         return parse_bytes(self.max_memory) if isinstance(self.max_memory, str) else self.max_memory
+
+    def n_searched(self, n_pool: int) -> int:
+        """How many modules of a pool the search weighs."""
+        return n_pool if self.max_modules is None else min(self.max_modules, n_pool)
 
     def search(self, n_modules: int) -> SearchSettings:
         """What the search over so many modules runs with."""

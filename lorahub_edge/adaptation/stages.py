@@ -38,6 +38,12 @@ class Opened:
     modules: Sequence[LoraModule | ModuleFolder]
     layout: StackLayout
 
+    def only(self, places: Sequence[int]) -> Opened:
+        """The modules at these places, in their order."""
+        modules = [self.modules[place] for place in places]
+        outlines = [module.outline() for module in modules]
+        return Opened(self.base, modules, StackLayout.of(outlines, self.base.linear_shapes(), self.base.source.spec))
+
 
 def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, stopwatch: Stopwatch) -> Opened:
     """Find the base and the modules, all but their weights.
@@ -100,7 +106,7 @@ def plan_memory(opened: Opened, encoded: Encoded, settings: RunSettings, cache: 
     tested_tokens = max((len(ids) + encoded.max_new_tokens for ids in encoded.test), default=0)
     return memory_plans(
         opened.base,
-        opened.layout,
+        opened.layout.of_any(settings.n_searched(len(opened.modules))),
         Workload(encoded.examples, tested_tokens, settings.evaluate_by, settings.chosen_composition),
         budget_bytes=settings.budget_bytes,
         stack_dtype=settings.stack_dtype,
@@ -126,11 +132,23 @@ class ContentHashes:
         base = content_hashes(opened.base.weight_files, cache)
         return cls(base, [content_hashes(module.files, cache) for module in opened.modules])
 
+    def only(self, places: Sequence[int]) -> ContentHashes:
+        """Of the modules at these places."""
+        return ContentHashes(self.base, [self.modules[place] for place in places])
+
 
 def evaluation_inputs(
-    opened: Opened, encoded: Encoded, search: SearchSettings, plan: MemoryPlan, hashes: ContentHashes
+    opened: Opened,
+    encoded: Encoded,
+    search: SearchSettings,
+    plan: MemoryPlan,
+    hashes: ContentHashes,
+    n_searched: int,
 ) -> dict[str, str]:
-    """Part of the inputs -> hash: all that an evaluation's value and place in the search depend on."""
+    """Part of the inputs -> hash: all that an evaluation's value and place in the search depend on.
+
+    Where fewer modules are searched than are opened, the choice among all of them is one of these evaluations' results.
+    """
     parts = {
         "base": [hashes.base, opened.base.precision, opened.base.device.type],
         "modules": [[m.name, files or _digest(m)] for m, files in zip(opened.modules, hashes.modules, strict=True)],
@@ -139,6 +157,8 @@ def evaluation_inputs(
         "memory plan": [plan.stack_dtype, plan.tokens_per_call],
         "versions": versions(),
     }
+    if n_searched < len(opened.modules):
+        parts["number of modules"] = n_searched
     return {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
 
 

@@ -28,6 +28,9 @@ from lorahub_edge.modules.adapter_weights import (
     weights_of,
 )
 
+# Beside a module's own files, for people and for choosing among many modules: a model card, and a few training rows.
+CARD, TRAINING_ROWS = "README.md", "training_rows.jsonl"
+
 
 @dataclass(frozen=True)
 class LoraFactors:

@@ -11,7 +11,7 @@ from lorahub_edge import pocket
 from lorahub_edge.errors import InvalidInput, first_line, printable
 from lorahub_edge.modules.adapter_config import CONFIG_FILE
 from lorahub_edge.modules.adapter_weights import WEIGHT_FILES
-from lorahub_edge.modules.files import LoraModule, ModuleFolder, is_module_folder
+from lorahub_edge.modules.files import CARD, TRAINING_ROWS, LoraModule, ModuleFolder, is_module_folder
 from lorahub_edge.sources import Source, local_path, resolve
 
 _MAX_LIST_BYTES = 10**7
@@ -102,7 +102,7 @@ def _choose_files(names: Sequence[str], pick: str | None) -> list[str]:
     if pick is not None:
         raise InvalidInput(f"'{pick}' picks a file of a base; a module has one")
     weights = next((n for n in WEIGHT_FILES if n in names), None)
-    return [CONFIG_FILE] if weights is None else [CONFIG_FILE, weights]
+    return [CONFIG_FILE, *filter(None, [weights]), *(name for name in (CARD, TRAINING_ROWS) if name in names)]
 
 
 def _with_unique_names(modules: list[ModuleFolder]) -> list[ModuleFolder]:

@@ -97,6 +97,10 @@ class StackLayout:
         scales = 4 * n_blocks if dtype == "int8" else 0
         return int(n_blocks * BLOCK * STACK_DTYPES[dtype].itemsize + scales)
 
+    def of_any(self, n: int) -> StackLayout:
+        """A layout at least as large as that of any n of these modules: all targets, at their largest rank."""
+        return dataclasses.replace(self, names=self.names[:n])
+
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
         return dataclasses.asdict(self)

@@ -1,0 +1,191 @@
+"""Pre-filter: which modules of a large pool a search is to weigh, where it should not weigh all of them.
+
+By chance, as LoRAHub chooses; by what modules say they were trained on; both are known before any weight is read. Or by
+the loss of each module alone, which reads all of them, one batch after the other, and costs an evaluation of each.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorahub_edge.adaptation.journal import Journal
+from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use
+from lorahub_edge.adaptation.objective import Value, objective_on
+from lorahub_edge.adaptation.progress import OnProgress, Progress
+from lorahub_edge.adaptation.settings import RunSettings, SearchSettings
+from lorahub_edge.adaptation.similarity import cosine_similarities
+from lorahub_edge.adaptation.stages import Encoded, Opened
+from lorahub_edge.adaptation.task import Task
+from lorahub_edge.base import Base
+from lorahub_edge.cache import Cache
+from lorahub_edge.errors import LorahubEdgeWarning, refused_as
+from lorahub_edge.kernels import memory
+from lorahub_edge.modules import CARD, TRAINING_ROWS, LoraModule, ModuleFolder, load_stack
+from lorahub_edge.search import Evaluated
+from lorahub_edge.tasks import load_examples
+
+# At most so many modules are in memory at once while each is looked at alone, and never more than are to be chosen:
+# the plan for the chosen ones then holds for the batches too.
+_BATCH = 24
+
+# Of what a module says, so much is read: cards of strangers may be of any length.
+_MAX_CHARACTERS = 1 << 16
+
+
+class PoolWarning(LorahubEdgeWarning):
+    """The pool has fewer modules than may be chosen, or some that say nothing of what they were trained on."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Some modules of a pool.
+
+    Attributes:
+        way: by which they were chosen, one of WAYS.
+        pool: names of all modules, in order.
+        places: of the chosen ones in the pool, in the order in which the search has them: best first, or as drawn.
+        scores: of each module of the pool, its mean loss ("loss") or similarity ("similar"; None if it says nothing);
+            None if there is no such number.
+    """
+
+    way: str
+    pool: tuple[str, ...]
+    places: tuple[int, ...]
+    scores: tuple[float | None, ...] | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """For the manifest and the report."""
+        left_out = [place for place in range(len(self.pool)) if place not in set(self.places)]
+        return {
+            "by": self.way,
+            "of": len(self.pool),
+            "evaluations": len(self.pool) if self.way == "loss" else 0,
+            "chosen": [self._entry(place) for place in self.places],
+            "left_out": [self._entry(place) for place in left_out],
+        }
+
+    def _entry(self, place: int) -> dict[str, Any]:
+        score = {} if self.scores is None else {"loss" if self.way == "loss" else "similarity": self.scores[place]}
+        return {"name": self.pool[place], **score}
+
+
+def choose_unread(pool: Opened, task: Task, settings: RunSettings) -> tuple[Opened, Choice | None]:
+    """What is left of the pool once all is chosen that can be before weights are read, and how it was chosen.
+
+    By "loss" that is the whole pool; see `choose_by_loss`. Warns (PoolWarning) if there are fewer modules than may be
+    chosen: then all are taken.
+    """
+    names, n = pool.layout.names, settings.n_searched(len(pool.modules))
+    if (settings.max_modules or 0) > len(names):
+        warnings.warn(
+            f"max_modules: {settings.max_modules} may be chosen and there are {len(names)}; all are taken",
+            PoolWarning,
+            stacklevel=2,
+        )
+    if n == len(names) or settings.choose_modules == "loss":
+        return pool, None
+    if settings.choose_modules == "random":
+        # LoRAHub's draw: random.seed(seed), random.sample(names, n)
+        choice = Choice("random", names, tuple(random.Random(settings.seed).sample(range(len(names)), n)))
+    else:
+        scores = _similarities(pool.modules, task)
+        best = sorted(range(len(names)), key=lambda place: (scores[place] is None, -(scores[place] or 0.0)))
+        choice = Choice("similar", names, tuple(best[:n]), tuple(scores))
+    return pool.only(choice.places), choice
+
+
+def choose_by_loss(
+    base: Base,
+    pool: Opened,
+    encoded: Encoded,
+    search: SearchSettings,
+    plan: MemoryPlan,
+    n: int,
+    *,
+    journal: Journal,
+    cache: Cache | None,
+    on_progress: OnProgress,
+) -> Choice:
+    """The n modules whose mean loss on the examples is lowest when each is there alone, lowest first.
+
+    Args:
+        base: loaded.
+        pool, encoded, search, plan: the run's; modules stay in memory as the plan says for those that are searched.
+        n: below the number of modules.
+        journal: what it holds is not computed again. Its lines have a module's place in the pool as index.
+        cache: only used where the plan maps modules: elsewhere each batch is read once.
+        on_progress: told of each batch.
+    """
+    losses: list[float] = []
+    size, n_pool = min(_BATCH, n), len(pool.modules)
+    started = time.perf_counter()
+    on_progress(Progress("choose", 0, n_pool))
+    for first in range(0, n_pool, size):
+        modules = pool.modules[first : first + size]
+        values = journal.values[first : first + len(modules)]
+        if len(values) < len(modules):  # a batch is written whole or not at all
+            values = _values_alone(base, modules, encoded, search, plan, cache if plan.mapping == "mmap" else None)
+            memory.give_back()
+        alone = [Evaluated(first + i, np.ones(1), value) for i, value in enumerate(values)]
+        journal.append(alone, elapsed_s=time.perf_counter() - started)
+        losses += [value.mean_loss for value in values]
+        on_progress(Progress("choose", len(losses), n_pool))
+    best = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:n]
+    return Choice("loss", pool.layout.names, tuple(best.tolist()), tuple(losses))
+
+
+def _values_alone(
+    base: Base,
+    modules: Sequence[LoraModule | ModuleFolder],
+    encoded: Encoded,
+    search: SearchSettings,
+    plan: MemoryPlan,
+    cache: Cache | None,
+) -> list[Value]:
+    """Of each of these modules; their stack is let go of again."""
+    stack = load_stack(modules, base, dtype=plan.stack_dtype, mapping=plan.mapping, cache=cache)
+    stack = stack.composed_by(search.composition)
+    with objective_on(base, stack, encoded.examples, search, tokens_per_call=plan.tokens_per_call) as objective:
+        values = objective(np.eye(len(modules)))
+        check_use(plan)
+    return values
+
+
+def _similarities(modules: Sequence[LoraModule | ModuleFolder], task: Task) -> list[float | None]:
+    """Of each module's own words to the examples; None where it has none, which is told once."""
+    said = [_said_by(module) for module in modules]
+    if n_silent := said.count(""):
+        warnings.warn(
+            f"choose_modules: {n_silent} of {len(said)} modules have neither {CARD} nor {TRAINING_ROWS} to say what "
+            "they were trained on; they come last",
+            PoolWarning,
+            stacklevel=3,
+        )
+    asked = "\n".join(f"{example.input}\n{example.target}" for example in task.examples)
+    scores = iter(cosine_similarities(asked, [text for text in said if text]))
+    return [next(scores) if text else None for text in said]
+
+
+def _said_by(module: LoraModule | ModuleFolder) -> str:
+    """A module's card and the training rows beside it; empty if it has neither.
+
+    Raises:
+        InvalidInput, UnsupportedFormat: one of the files cannot be read; names it.
+    """
+    folder = module.files[0].parent if module.files else None
+    if folder is None:
+        return ""
+    texts = []
+    if (folder / CARD).is_file():
+        with refused_as(f"{folder / CARD} cannot be read"), open(folder / CARD, "rb") as file:
+            texts.append(file.read(_MAX_CHARACTERS).decode("utf-8", "replace"))
+    if (folder / TRAINING_ROWS).is_file():
+        texts += [f"{row.input}\n{row.target}" for row in load_examples(folder / TRAINING_ROWS)]
+    return "\n".join(texts).strip()[:_MAX_CHARACTERS]
