@@ -9,7 +9,7 @@ from typing import Any
 from lorahub_edge.adaptation.job import Job
 from lorahub_edge.adaptation.journal import Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, choose_plan, memory_errors
-from lorahub_edge.adaptation.prefilter import choose_unread
+from lorahub_edge.adaptation.prefilter import LossFilter, choose_unread
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run
 from lorahub_edge.adaptation.run_folder import RunFolder
@@ -163,6 +163,7 @@ def _run(
     check_budget(chosen)
     hashes = ContentHashes.of(opened, cache)
     inputs = evaluation_inputs(opened, encoded, search, chosen, hashes, n_searched)
+    is_pending = n_searched < len(opened.modules)
     journals = Journals.in_memory() if folder is None else folder.begin(inputs)
     job = Job(
         task=task,
@@ -170,8 +171,8 @@ def _run(
         encoded=encoded,
         settings=search,
         plan=chosen,
-        n_searched=n_searched,
         choice=choice,
+        loss_filter=LossFilter(opened, encoded, search, chosen, n_searched, cache) if is_pending else None,
         null_control=settings.null_control,
         rank=settings.rank,
         inputs=inputs,

@@ -27,7 +27,7 @@ from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.journal import Journal, Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use
 from lorahub_edge.adaptation.objective import FORMS, Objective, Value, objective_on
-from lorahub_edge.adaptation.prefilter import Choice, choose_by_loss
+from lorahub_edge.adaptation.prefilter import Choice, LossFilter
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run, manifest_of
 from lorahub_edge.adaptation.settings import SearchSettings
@@ -71,8 +71,8 @@ class Job:
 
     Attributes:
         task, opened, encoded, settings, plan: the earlier stages' values.
-        n_searched: how many of the opened modules are searched: fewer than all where they are chosen by loss.
         choice: how the opened modules were chosen from a larger pool; None if they were not.
+        loss_filter: chooses among them once the base is loaded; None if all are searched.
         null_control: whether to search over random modules too.
         rank: to which the composed module is cut; None for as it is.
         inputs, hashes: for the manifest; see `evaluation_inputs`.
@@ -86,8 +86,8 @@ class Job:
     encoded: Encoded
     settings: SearchSettings
     plan: MemoryPlan
-    n_searched: int
     choice: Choice | None
+    loss_filter: LossFilter | None
     null_control: bool
     rank: int | None
     inputs: Mapping[str, str]
@@ -136,20 +136,10 @@ class Job:
 
     def _with_choice(self, base: Base) -> Job:
         """The same with the modules that the search weighs, where that is known only once the base is there."""
-        if self.n_searched == len(self.opened.modules):
+        if self.loss_filter is None:
             return self
         with self.stopwatch.stage("choose_modules"):
-            choice = choose_by_loss(
-                base,
-                self.opened,
-                self.encoded,
-                self.settings,
-                self.plan,
-                self.n_searched,
-                journal=self.journals.choice,
-                cache=self.cache,
-                on_progress=self.on_progress,
-            )
+            choice = self.loss_filter.choose(base, self.journals.choice, self.on_progress)
         opened, hashes = self.opened.only(choice.places), self.hashes.only(choice.places)
         return replace(self, opened=opened, hashes=hashes, choice=choice)
 
@@ -183,15 +173,8 @@ class Job:
         module, rank_cut = stack.composed_module(torch.from_numpy(best.coefficients), "composed"), None
         if self.rank is not None:
             module, rank_cut = cut_rank(module, self.rank)
-        return Outcome(
-            result,
-            rows,
-            single_losses,
-            module,
-            rank_cut,
-            NullModules.like(stack) if wants_null else None,
-            recordings,
-        )
+        null_modules = NullModules.like(stack) if wants_null else None
+        return Outcome(result, rows, single_losses, module, rank_cut, null_modules, recordings)
 
     def _objective_on(
         self, base: Base, stack: ModuleStack, computed_before: Mapping[bytes, Value]

@@ -79,7 +79,7 @@ class Choice:
 def choose_unread(pool: Opened, task: Task, settings: RunSettings) -> tuple[Opened, Choice | None]:
     """What is left of the pool once all is chosen that can be before weights are read, and how it was chosen.
 
-    By "loss" that is the whole pool; see `choose_by_loss`. Warns (PoolWarning) if there are fewer modules than may be
+    By "loss" that is the whole pool; see `LossFilter`. Warns (PoolWarning) if there are fewer modules than may be
     chosen: then all are taken.
     """
     names, n = pool.layout.names, settings.n_searched(len(pool.modules))
@@ -101,61 +101,59 @@ def choose_unread(pool: Opened, task: Task, settings: RunSettings) -> tuple[Open
     return pool.only(choice.places), choice
 
 
-def choose_by_loss(
-    base: Base,
-    pool: Opened,
-    encoded: Encoded,
-    search: SearchSettings,
-    plan: MemoryPlan,
-    n: int,
-    *,
-    journal: Journal,
-    cache: Cache | None,
-    on_progress: OnProgress,
-) -> Choice:
-    """The n modules whose mean loss on the examples is lowest when each is there alone, lowest first.
+@dataclass(frozen=True)
+class LossFilter:
+    """A choice that can only be made once the base is there: the n modules whose mean loss alone is lowest.
 
-    Args:
-        base: loaded.
+    Attributes:
         pool, encoded, search, plan: the run's; modules stay in memory as the plan says for those that are searched.
         n: below the number of modules.
-        journal: what it holds is not computed again. Its lines have a module's place in the pool as index.
         cache: only used where the plan maps modules: elsewhere each batch is read once.
-        on_progress: told of each batch.
     """
-    losses: list[float] = []
-    size, n_pool = min(_BATCH, n), len(pool.modules)
-    started = time.perf_counter()
-    on_progress(Progress("choose", 0, n_pool))
-    for first in range(0, n_pool, size):
-        modules = pool.modules[first : first + size]
-        values = journal.values[first : first + len(modules)]
-        if len(values) < len(modules):  # a batch is written whole or not at all
-            values = _values_alone(base, modules, encoded, search, plan, cache if plan.mapping == "mmap" else None)
-            memory.give_back()
-        alone = [Evaluated(first + i, np.ones(1), value) for i, value in enumerate(values)]
-        journal.append(alone, elapsed_s=time.perf_counter() - started)
-        losses += [value.mean_loss for value in values]
-        on_progress(Progress("choose", len(losses), n_pool))
-    best = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:n]
-    return Choice("loss", pool.layout.names, tuple(best.tolist()), tuple(losses))
 
+    pool: Opened
+    encoded: Encoded
+    search: SearchSettings
+    plan: MemoryPlan
+    n: int
+    cache: Cache | None
 
-def _values_alone(
-    base: Base,
-    modules: Sequence[LoraModule | ModuleFolder],
-    encoded: Encoded,
-    search: SearchSettings,
-    plan: MemoryPlan,
-    cache: Cache | None,
-) -> list[Value]:
-    """Of each of these modules; their stack is let go of again."""
-    stack = load_stack(modules, base, dtype=plan.stack_dtype, mapping=plan.mapping, cache=cache)
-    stack = stack.composed_by(search.composition)
-    with objective_on(base, stack, encoded.examples, search, tokens_per_call=plan.tokens_per_call) as objective:
-        values = objective(np.eye(len(modules)))
-        check_use(plan)
-    return values
+    def choose(self, base: Base, journal: Journal, on_progress: OnProgress) -> Choice:
+        """Look at each module alone, batch by batch; the best first.
+
+        Args:
+            base: loaded.
+            journal: what it holds is not computed again. Its lines have a module's place in the pool as index.
+            on_progress: told of each batch.
+        """
+        losses: list[float] = []
+        size, n_pool = min(_BATCH, self.n), len(self.pool.modules)
+        started = time.perf_counter()
+        on_progress(Progress("choose", 0, n_pool))
+        for first in range(0, n_pool, size):
+            modules = self.pool.modules[first : first + size]
+            values = journal.values[first : first + len(modules)]
+            if len(values) < len(modules):  # a batch is written whole or not at all
+                values = self._values_alone(base, modules)
+                memory.give_back()
+            alone = [Evaluated(first + i, np.ones(1), value) for i, value in enumerate(values)]
+            journal.append(alone, elapsed_s=time.perf_counter() - started)
+            losses += [value.mean_loss for value in values]
+            on_progress(Progress("choose", len(losses), n_pool))
+        best = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[: self.n]
+        return Choice("loss", self.pool.layout.names, tuple(best.tolist()), tuple(losses))
+
+    def _values_alone(self, base: Base, modules: Sequence[LoraModule | ModuleFolder]) -> list[Value]:
+        """Of each of these modules; their stack is let go of again."""
+        plan, search = self.plan, self.search
+        cache = self.cache if plan.mapping == "mmap" else None
+        stack = load_stack(modules, base, dtype=plan.stack_dtype, mapping=plan.mapping, cache=cache)
+        stack = stack.composed_by(search.composition)
+        examples = self.encoded.examples
+        with objective_on(base, stack, examples, search, tokens_per_call=plan.tokens_per_call) as objective:
+            values = objective(np.eye(len(modules)))
+            check_use(plan)
+        return values
 
 
 def _similarities(modules: Sequence[LoraModule | ModuleFolder], task: Task) -> list[float | None]:
