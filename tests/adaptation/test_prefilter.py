@@ -79,7 +79,7 @@ def test_by_loss_the_best_alone_are_searched_best_first(settings, batches_of_two
 
 
 def test_pockets_module_for_a_task_is_the_one_chosen_for_it():
-    """Two of its modules do what the task asks; which, the folder's README says."""
+    """The task asks for a skill in a form, and each has its module."""
     run = lorahub_edge.adapt(
         examples="pocket/sound_in_braces", max_modules=2, budget=2, null_control=False, cache=False
     )

@@ -22,6 +22,7 @@ def repositories(bases, module_folders, tmp_path) -> dict[str, Path]:
     (old / "adapter_model.safetensors").unlink()
     new = Path(shutil.copytree(module_folders["t5"] / "m0", tmp_path / "new"))
     (new / "optimizer.pt").write_bytes(b"never wanted")
+    (new / "README.md").write_text("What it was trained on.")
     return {"org/base": bases["t5"], "org/skill": new, "lorahub/flan_t5_tiny-old": old}
 
 
@@ -47,6 +48,7 @@ def test_base_and_modules_come_from_the_hub_with_their_commit_on_record(call, re
         result = call(*arguments, "--out", "run", endpoint=endpoint)
     assert result.returncode == 0, result.stderr
     assert not any("optimizer.pt" in path for path in requested)
+    assert any(path.endswith("org/skill/resolve/" + COMMIT + "/README.md") for path in requested)  # to choose by
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["base"]["spec"], manifest["base"]["revision"]) == ("org/base@v1", COMMIT)
     assert [(m["name"], m["revision"]) for m in manifest["modules"]] == [

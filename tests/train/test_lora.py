@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import lorahub_edge
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
-from lorahub_edge.tasks import Example
+from lorahub_edge.tasks import Example, draw_examples, load_examples
 from lorahub_edge.train import TrainSettings, train_module
 from tests import tiny
 
@@ -34,6 +34,7 @@ def test_training_lowers_the_loss_and_the_folder_is_plain_peft(bases, kind, tmp_
     assert config["base_model_name_or_path"] == str(bases[kind])
     training = json.loads((tmp_path / "skill" / "training.json").read_text())
     assert (training["rows"], training["epochs"]) == (6, 30)
+    assert load_examples(tmp_path / "skill" / "training_rows.jsonl") == draw_examples(ROWS, 5, SETTINGS.seed)
     run = lorahub_edge.adapt(
         str(bases[kind]), tmp_path / "skill", ROWS, precision="fp32", budget=6, device="cpu", null_control=False
     )
@@ -61,6 +62,19 @@ def test_only_train_rows_of_a_file_are_used(bases, tmp_path):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     train_module(str(bases["t5"]), path, tmp_path / "m", settings=TrainSettings(max_steps=1), device="cpu")
     assert json.loads((tmp_path / "m" / "training.json").read_text())["rows"] == 3
+
+
+def test_kept_rows_are_cut_and_may_be_none(bases, tmp_path):
+    rows = [("is a dog ? " * 900, "yes " * 900), *tiny.ROWS]
+    settings = TrainSettings(max_steps=1, batch_size=1, max_input_tokens=8, max_target_tokens=8)
+    for keep in (7, 0):
+        train_module(str(bases["t5"]), rows, tmp_path / f"m{keep}", settings=settings, device="cpu", keep_rows=keep)
+    kept = load_examples(tmp_path / "m7" / "training_rows.jsonl")
+    assert len(kept) == 7
+    assert max(len(text) for row in kept for text in (row.input, row.target)) <= 2000
+    assert not (tmp_path / "m0" / "training_rows.jsonl").exists()
+    with pytest.raises(InvalidInput, match="keep_rows: expected a whole number of at least 0"):
+        train_module(str(bases["t5"]), rows, tmp_path / "m", device="cpu", keep_rows=-1)
 
 
 @pytest.mark.parametrize(
