@@ -149,7 +149,7 @@ def evaluation_inputs(
 
     Where fewer modules are searched than are opened, the choice among all of them is one of these evaluations' results.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "base": [hashes.base, opened.base.precision, opened.base.device.type],
         "modules": [[m.name, files or _digest(m)] for m, files in zip(opened.modules, hashes.modules, strict=True)],
         "examples": [[e.input_ids, e.target_ids] for e in encoded.examples],
@@ -158,7 +158,7 @@ def evaluation_inputs(
         "versions": versions(),
     }
     if n_searched < len(opened.modules):
-        parts["number of modules"] = n_searched
+        parts["modules"] = [n_searched, parts["modules"]]
     return {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
 
 

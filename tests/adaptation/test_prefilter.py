@@ -137,7 +137,7 @@ def test_a_choice_that_was_cut_short_goes_on_where_it_was(settings, batches_of_t
     with pytest.raises(type(error)), pytest.warns(RunUnfinished, match="^4 evaluations are kept"):
         lorahub_edge.adapt(**settings, on_progress=fail)
     for changes in ({"max_modules": 4}, {"modules": [Path(settings["modules"]) / f"m{k}" for k in (1, 0, 2, 3, 4, 5)]}):
-        with pytest.raises(OutputExists, match="modules"):
+        with pytest.raises(OutputExists, match="differs from this one in: modules;"):
             lorahub_edge.adapt(**{**settings, **changes})
     run = lorahub_edge.adapt(**settings, resume=True)
     assert batches_of_two == [["m0", "m1"], ["m2", "m3"], ["m4", "m5"]]
