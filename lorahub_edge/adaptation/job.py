@@ -27,6 +27,7 @@ from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.journal import Journal, Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use
 from lorahub_edge.adaptation.objective import FORMS, Objective, Value, objective_on
+from lorahub_edge.adaptation.outcome import Outcome
 from lorahub_edge.adaptation.prefilter import Choice, LossFilter
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run, manifest_of
@@ -37,32 +38,9 @@ from lorahub_edge.base import Base, load_opened
 from lorahub_edge.cache import Cache
 from lorahub_edge.kernels import memory
 from lorahub_edge.measure import Stopwatch
-from lorahub_edge.modules import LoraModule, ModuleStack, NullModules, RankCut, cut_rank, load_stack
+from lorahub_edge.modules import ModuleStack, NullModules, RankCut, cut_rank, load_stack
 from lorahub_edge.search import Evaluated, SearchResult, finite_objective, make_searcher, run_search
 from lorahub_edge.tasks import AnswerScore, score_answers
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the search among the real modules came to; nothing here holds on to their stack.
-
-    Attributes:
-        result: of the search.
-        rows: the fixed controls and, last, the adapted model.
-        single_losses: of each module alone.
-        module: the composed module, cut to the rank that was asked for.
-        rank_cut: what that has done; None if it was not.
-        null_modules: what the null control is drawn from; None if it is not wanted.
-        recordings: see `Objective.recordings`.
-    """
-
-    result: SearchResult[Value]
-    rows: Sequence[Row]
-    single_losses: Sequence[float]
-    module: LoraModule
-    rank_cut: RankCut | None
-    null_modules: NullModules | None
-    recordings: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
