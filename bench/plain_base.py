@@ -1,6 +1,6 @@
 """A base without instruction tuning: pocket's twin that was only ever asked to fill gaps, and a pool trained on it.
 
-    python -m bench.plain_base WORK        # base and 27 modules, forty minutes on a quiet core; then the points
+    python -m bench.plain_base WORK        # base and 27 modules, half an hour on a quiet core; then the points
 
 LoRAHub says that composition also works on T5 as it was pretrained. This asks the same of pocket: a base of the same
 shape sees the same texts without any instruction and learns to fill gaps in them, as T5 did. Then the same recipe makes
