@@ -27,6 +27,8 @@ def pool(bases, module_folders, tmp_path_factory) -> Path:
         shutil.copytree(source, folder / source.name)
     tiny.save_module(bases["t5"], folder / "m4", "t5", seed=4, r=2)
     tiny.save_module(bases["t5"], folder / "m5", "t5", seed=5, r=8, lora_alpha=4)
+    for card in folder.glob("*/README.md"):  # PEFT's template, which says nothing
+        card.unlink()
     return folder
 
 
@@ -76,14 +78,6 @@ def test_by_loss_the_best_alone_are_searched_best_first(settings, batches_of_two
     named = lorahub_edge.adapt(**{**settings, "modules": [Path(settings["modules"]) / name for name in best[:3]]})
     assert result_of(run) == result_of(named)
     assert named.manifest["chosen_modules"] is None
-
-
-def test_pockets_module_for_a_task_is_the_one_chosen_for_it():
-    """The task asks for a skill in a form, and each has its module."""
-    run = lorahub_edge.adapt(
-        examples="pocket/sound_in_braces", max_modules=2, budget=2, null_control=False, cache=False
-    )
-    assert set(run.coefficients) == {"sound", "as_braces"}
 
 
 def test_by_chance_it_is_lorahubs_draw(settings):
