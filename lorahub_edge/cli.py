@@ -139,8 +139,9 @@ def train(
     prompt: PromptOption = "auto",
     device: DeviceOption = "auto",
     keep_rows: Annotated[
-        int, typer.Option(help="Rows kept in the module's folder, by which --choose-modules similar finds it.")
-    ] = 5,
+        int,
+        typer.Option(help="Rows kept in the module's folder, for --choose-modules similar; they travel with it."),
+    ] = 0,
 ) -> None:
     """Train a LoRA module for one upstream task, to grow a hub of modules. Defaults are LoRAHub's.
 

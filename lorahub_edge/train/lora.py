@@ -34,7 +34,7 @@ def train_module(
     prompt: str = "auto",
     device: str = "auto",
     on_step: OnStep | None = None,
-    keep_rows: int = 5,
+    keep_rows: int = 0,
 ) -> LoraModule:
     """Train one LoRA module and write it as a PEFT folder.
 
@@ -48,7 +48,7 @@ def train_module(
         device: "auto", "cpu" or "cuda".
         on_step: called with (step, total steps, loss) after each step.
         keep_rows: so many of the rows, cut to 2000 characters, are kept in the module's training_rows.jsonl, by which
-            `adapt(choose_modules="similar")` finds it. 0 where they must not travel with the module.
+            `adapt(choose_modules="similar")` finds it. They travel with the module, so none are kept unless asked for.
 
     Returns:
         The module as `read_module` reads it back from `out`.

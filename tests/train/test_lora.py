@@ -67,8 +67,8 @@ def test_only_train_rows_of_a_file_are_used(bases, tmp_path):
 def test_kept_rows_are_cut_and_may_be_none(bases, tmp_path):
     rows = [("is a dog ? " * 900, "yes " * 900), *tiny.ROWS]
     settings = TrainSettings(max_steps=1, batch_size=1, max_input_tokens=8, max_target_tokens=8)
-    for keep in (7, 0):
-        train_module(str(bases["t5"]), rows, tmp_path / f"m{keep}", settings=settings, device="cpu", keep_rows=keep)
+    for keep, options in ((7, {"keep_rows": 7}), (0, {})):
+        train_module(str(bases["t5"]), rows, tmp_path / f"m{keep}", settings=settings, device="cpu", **options)
     kept = load_examples(tmp_path / "m7" / "training_rows.jsonl")
     assert len(kept) == 7
     assert max(len(text) for row in kept for text in (row.input, row.target)) <= 2000
