@@ -82,7 +82,7 @@ def test_without_any_finite_loss_there_are_still_controls_a_headline_and_a_page(
     assert headline(run) == "adapted to t in 3 evaluations: loss not finite -> 1.250", "whatever their places"
     report = {
         "headline": "h", "verdict": "", "task": "t", "n_examples": 1, "n_test": 0, "table": [],
-        "coefficients": {"a": 1.0},
+        "coefficients": {"a": 1.0}, "chosen_modules": None,
         "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5,
             "composition": "factors"},
         "timings": {"total_s": 1.0},

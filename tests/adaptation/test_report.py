@@ -26,7 +26,8 @@ def report(*, strict, n_test=100, verdict=VERDICT):
             row("random-LoRA null", "the same search over 27 random modules", 0.7356, None, None, None, None),
             row("adapted", "best of 107 evaluations", 11.0046, 100.0, strict, 16.0, 50.0),
         ],
-        "coefficients": {"a": 1.0}, "timings": {"total_s": 1.0}, "peak_memory": {}, "rank_cut": None,
+        "coefficients": {"a": 1.0}, "timings": {"total_s": 1.0}, "peak_memory": {},
+        "rank_cut": None, "chosen_modules": None,
         "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5,
             "composition": "factors"},
     }  # fmt: skip

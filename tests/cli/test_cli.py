@@ -57,7 +57,8 @@ def test_adapt_answers_first_then_the_table_then_where_the_files_are(adapt, exam
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("adapted to task in 8 evaluations: loss ")
-    names = ["constant answer", "zero-shot", "best single module", "uniform mean", "random-LoRA null", "adapted"]
+    names = ["constant answer", "zero-shot", "best single module", "uniform mean", "mean of the best"]
+    names += ["random-LoRA null", "adapted"]
     assert [name for line in lines for name in names if line.startswith(f"{name}  ")] == names
     assert lines[-1].startswith("run folder: ")
     assert Path("run/report.html").exists()
@@ -66,7 +67,13 @@ def test_adapt_answers_first_then_the_table_then_where_the_files_are(adapt, exam
 def test_json_is_the_only_thing_on_stdout(adapt):
     result = adapt("--json", "--no-null-control")
     report = json.loads(result.stdout)
-    assert [r["name"] for r in report["table"]] == ["zero-shot", "best single module", "uniform mean", "adapted"]
+    assert [r["name"] for r in report["table"]] == [
+        "zero-shot",
+        "best single module",
+        "uniform mean",
+        "mean of the best",
+        "adapted",
+    ]
     assert Path(report["folder"]).parent.name == "runs"
 
 

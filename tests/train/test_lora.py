@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import lorahub_edge
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists
-from lorahub_edge.tasks import Example, draw_examples, load_examples
+from lorahub_edge.tasks import Example, load_examples
 from lorahub_edge.train import TrainSettings, train_module
 from tests import tiny
 
@@ -34,7 +34,6 @@ def test_training_lowers_the_loss_and_the_folder_is_plain_peft(bases, kind, tmp_
     assert config["base_model_name_or_path"] == str(bases[kind])
     training = json.loads((tmp_path / "skill" / "training.json").read_text())
     assert (training["rows"], training["epochs"]) == (6, 30)
-    assert load_examples(tmp_path / "skill" / "training_rows.jsonl") == draw_examples(ROWS, 5, SETTINGS.seed)
     run = lorahub_edge.adapt(
         str(bases[kind]), tmp_path / "skill", ROWS, precision="fp32", budget=6, device="cpu", null_control=False
     )
@@ -64,6 +63,7 @@ def test_only_train_rows_of_a_file_are_used(bases, tmp_path):
     assert json.loads((tmp_path / "m" / "training.json").read_text())["rows"] == 3
 
 
+@pytest.mark.filterwarnings("ignore::lorahub_edge.tasks.lost.InputsWereCut")
 def test_kept_rows_are_cut_and_may_be_none(bases, tmp_path):
     rows = [("is a dog ? " * 900, "yes " * 900), *tiny.ROWS]
     settings = TrainSettings(max_steps=1, batch_size=1, max_input_tokens=8, max_target_tokens=8)
