@@ -42,7 +42,9 @@ class Opened:
         """The modules at these places, in their order."""
         modules = [self.modules[place] for place in places]
         outlines = [module.outline() for module in modules]
-        return Opened(self.base, modules, StackLayout.of(outlines, self.base.linear_shapes(), self.base.source.spec))
+        # what the pool changes, and not the base: an opened base is empty once it has been loaded
+        shapes = {t.name: (t.out_features, t.in_features) for t in self.layout.targets}
+        return Opened(self.base, modules, StackLayout.of(outlines, shapes, self.base.source.spec))
 
 
 def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, stopwatch: Stopwatch) -> Opened:

@@ -188,3 +188,18 @@ def test_a_pool_that_is_no_larger_is_taken_whole(settings):
 def test_wrong_choices_are_refused(settings, asked, message):
     with pytest.raises(InvalidInput, match=message):
         lorahub_edge.adapt(**settings, **asked)
+
+
+@pytest.mark.parametrize("way", ["loss", "random"])
+def test_a_choice_from_pocket_on_its_int8_base(way):
+    """The base is opened, then loaded from its files: what was opened is empty by the time of the choice."""
+    run = lorahub_edge.adapt(
+        examples="pocket/sound_in_braces", max_modules=9, choose_modules=way, budget=11, null_control=False, cache=False
+    )
+    chosen = [entry["name"] for entry in run.manifest["chosen_modules"]["chosen"]]
+    assert list(run.coefficients) == chosen
+    assert len(chosen) == 9
+    if way == "loss":
+        losses = [entry["loss"] for entry in run.manifest["chosen_modules"]["chosen"]]
+        assert losses == sorted(losses)
+        assert chosen[0] == "as_braces"  # alone the best for this task
