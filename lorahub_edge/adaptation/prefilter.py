@@ -35,6 +35,9 @@ from lorahub_edge.tasks import load_examples
 # the plan for the chosen ones then holds for the batches too.
 _BATCH = 24
 
+# PEFT writes a card with some forty of these beside every module; one that keeps so many was never filled in.
+_BLANK, _MANY_BLANKS = "[More Information Needed]", 10
+
 # Of what a module says, so much is read: cards of strangers may be of any length.
 _MAX_CHARACTERS = 1 << 16
 
@@ -172,7 +175,7 @@ def _similarities(modules: Sequence[LoraModule | ModuleFolder], task: Task) -> l
 
 
 def _said_by(module: LoraModule | ModuleFolder) -> str:
-    """A module's card and the training rows beside it; empty if it has neither.
+    """A module's card, unless it is PEFT's blank one, and the training rows beside it; empty if it has neither.
 
     Raises:
         InvalidInput, UnsupportedFormat: one of the files cannot be read; names it.
@@ -183,7 +186,8 @@ def _said_by(module: LoraModule | ModuleFolder) -> str:
     texts = []
     if (folder / CARD).is_file():
         with refused_as(f"{folder / CARD} cannot be read"), open(folder / CARD, "rb") as file:
-            texts.append(file.read(_MAX_CHARACTERS).decode("utf-8", "replace"))
+            card = file.read(_MAX_CHARACTERS).decode("utf-8", "replace")
+        texts += [card] if card.count(_BLANK) < _MANY_BLANKS else []
     if (folder / TRAINING_ROWS).is_file():
         texts += [f"{row.input}\n{row.target}" for row in load_examples(folder / TRAINING_ROWS)]
     return "\n".join(texts).strip()[:_MAX_CHARACTERS]

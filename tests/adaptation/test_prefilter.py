@@ -27,8 +27,6 @@ def pool(bases, module_folders, tmp_path_factory) -> Path:
         shutil.copytree(source, folder / source.name)
     tiny.save_module(bases["t5"], folder / "m4", "t5", seed=4, r=2)
     tiny.save_module(bases["t5"], folder / "m5", "t5", seed=5, r=8, lora_alpha=4)
-    for card in folder.glob("*/README.md"):  # PEFT's template, which says nothing
-        card.unlink()
     return folder
 
 
