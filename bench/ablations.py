@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from bench.pocket_tasks import write_tasks
-from bench.records import RESULTS
+from bench.records import RESULTS, say
 from lorahub_edge.adaptation import FORMS, PRESETS, Objective, PopulationForward, SidePath
 from lorahub_edge.adaptation.objective import ObjectiveForm, mean_token_loss
 from lorahub_edge.adaptation.settings import SearchSettings
@@ -68,7 +67,7 @@ class Variant:
         stack = trial.pool.stack
         settings = SearchSettings.of(PRESETS["edge"], len(stack.names), seed=trial.seed, budget=BUDGET)
         with PopulationForward(trial.pool.base, stack, trial.encoded).ready() as forward:
-            result = search(Objective(forward, self.form, self.alpha), settings, stack)
+            result = search(Objective(forward, self.form, self.alpha, keeps_states=True), settings, stack)
         best = result.best.coefficients
         detail = f"best of {result.n_evaluations} evaluations over {len(stack.names)} modules"
         yield Fitted(trial.model(best), detail, result.n_evaluations, best, result.resolved_optimizer)
@@ -155,12 +154,11 @@ def main() -> None:
     pool = Pool(load_base("pocket", device="cpu"), load_modules(options.modules))
     wanted = options.variants or [v.name for v in VARIANTS]
     chosen = [v for v in VARIANTS if v.name in wanted]
-    say: Callable[[str], object] = lambda line: sys.stderr.write(line + "\n")  # noqa: E731
     with tempfile.TemporaryDirectory() as folder:
         tasks = write_tasks(Path(folder), "development")
         protocol = Protocol(BENCH, batch_size=50)
         seeds = range(1, options.seeds + 1)
-        measure(protocol, pool, tasks, chosen, seeds=seeds, results=Results(options.out), say=say)  # type: ignore[arg-type]
+        measure(protocol, pool, tasks, chosen, seeds=seeds, results=Results(options.out), say=say)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,13 +10,12 @@ split train and test.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from bench.ablations import gradient_on_c
-from bench.records import RESULTS
+from bench.records import RESULTS, say
 from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.methods import methods_by_name
 from lorahub_edge.benchmark.quality import Results, measure
@@ -35,11 +34,7 @@ def main() -> None:
     methods = [*methods_by_name(["lorahub-code", "edge"]), *map(gradient_on_c, STEPS)]
     protocol = Protocol(BENCH, prompt=options.prompt, n_test=100, max_new_tokens=12, batch_size=50)
     seeds = range(1, options.seeds + 1)
-    measure(protocol, pool, find_tasks(options.tasks), methods, seeds=seeds, results=Results(options.out), say=_say)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    measure(protocol, pool, find_tasks(options.tasks), methods, seeds=seeds, results=Results(options.out), say=say)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,10 +13,8 @@ Source: Raffel et al., arXiv:1910.10683, section 3.1.4 (span corruption); LoRAHu
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,12 +22,13 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from bench.records import RESULTS
+from bench.records import RESULTS, say
 from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.methods import methods_by_name
 from lorahub_edge.benchmark.quality import Results, measure
 from lorahub_edge.benchmark.trial import Pool, Protocol, find_tasks
 from lorahub_edge.modules import find_modules
+from lorahub_edge.outputs import whole_folder
 from lorahub_edge.pocket import DATA, make
 from lorahub_edge.pocket.base_training import BaseSettings, save_base, train_base
 from lorahub_edge.pocket.skills import pick
@@ -50,13 +49,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     settings = BaseSettings(steps=options.steps)
-    if not (options.work / "base" / "config.json").exists():
+    if not (options.work / "base").exists():
         make_plain_base(options.work / "base", settings)
     make.main(["--only", "modules", "--out", str(options.work)])
     pool = Pool(load_base(str(options.work / "base"), device="cpu"), find_modules(str(options.work / "modules")))
     seeds = range(1, options.seeds + 1)
     methods = methods_by_name(METHODS)
-    measure(Protocol(BENCH), pool, find_tasks(["pocket"]), methods, seeds=seeds, results=Results(options.out), say=_say)
+    measure(Protocol(BENCH), pool, find_tasks(["pocket"]), methods, seeds=seeds, results=Results(options.out), say=say)
 
 
 def make_plain_base(folder: Path, settings: BaseSettings) -> None:
@@ -64,11 +63,10 @@ def make_plain_base(folder: Path, settings: BaseSettings) -> None:
     tokenizer = Tokenizer.from_file(str(DATA / "base" / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken(sentinel(k), normalized=False) for k in range(N_SENTINELS)])
     model = train_base(tokenizer, settings, corrupted_rows(settings.seed))
-    save_base(model, folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    shutil.copyfile(DATA / "base" / "tokenizer_config.json", folder / "tokenizer_config.json")
-    note = {"made_by": "python -m bench.plain_base", "steps": settings.steps}
-    (folder / "plain_base.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+    with whole_folder(folder) as unfinished:
+        save_base(model, unfinished)
+        tokenizer.save(str(unfinished / "tokenizer.json"))
+        shutil.copyfile(DATA / "base" / "tokenizer_config.json", unfinished / "tokenizer_config.json")
 
 
 def sentinel(k: int) -> str:
@@ -107,10 +105,6 @@ def corrupted(text: str, rng: np.random.Generator) -> Row:
         (taken if left else kept).append(word)
         left = max(0, left - 1)
     return {"input": " ".join(kept), "target": " ".join(taken)}
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 from bench.ablations import Variant
 from bench.pocket_tasks import write_tasks
-from bench.records import RESULTS
+from bench.records import RESULTS, say
 from lorahub_edge import pocket
 from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.fitted import Method
@@ -47,7 +46,7 @@ def main() -> None:
             pool = Pool(base, load_modules(modules))
             seeds = range(1, options.seeds + 1)
             measure(
-                Protocol(BENCH, batch_size=50), pool, tasks, methods_of(rank), seeds=seeds, results=results, say=_say
+                Protocol(BENCH, batch_size=50), pool, tasks, methods_of(rank), seeds=seeds, results=results, say=say
             )
 
 
@@ -86,10 +85,6 @@ def methods_of(rank: int) -> Sequence[Method]:
         Method(f"rank {rank}, {m.name}", m.meaning, m.fit, lambda trial, m=m: settings(m, trial))  # type: ignore[misc]
         for m in (METHODS["best-single"], edge)
     ]
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from lorahub_edge.benchmark.records import SCHEMA, Record, append, commit, key_of, make_record, read
@@ -9,4 +10,9 @@ from lorahub_edge.benchmark.records import SCHEMA, Record, append, commit, key_o
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
-__all__ = ["RESULTS", "ROOT", "SCHEMA", "Record", "append", "commit", "key_of", "make_record", "read"]
+__all__ = ["RESULTS", "ROOT", "SCHEMA", "Record", "append", "commit", "key_of", "make_record", "read", "say"]
+
+
+def say(line: str) -> None:
+    """Tell where a bench stands, on stderr."""
+    sys.stderr.write(line + "\n")

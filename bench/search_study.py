@@ -100,7 +100,7 @@ def _run(strategy: str, trial: Trial, budget: int) -> list[Evaluated[Value]]:
         n = len(trial.pool.modules)
         limits = {"bound": settings.bound, "budget": budget, "seed": trial.seed}
         if strategy == GUIDED:
-            searcher = make_searcher("guided-cma", n, guide=lambda: objective.mixture(n, settings.bound), **limits)  # type: ignore[arg-type]
+            searcher = make_searcher("guided-cma", n, guide=lambda: objective.mixture(settings.bound), **limits)  # type: ignore[arg-type]
         else:
             searcher = STRATEGIES[strategy](n, *limits.values())  # type: ignore[arg-type]
         run_search(objective, searcher, budget, journal.extend)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
-from bench.records import RESULTS
+from bench.records import RESULTS, say
 from lorahub_edge.base import load_base
 from lorahub_edge.benchmark.methods import methods_by_name
 from lorahub_edge.benchmark.quality import Results, measure
@@ -53,7 +52,7 @@ def main() -> None:
     tasks = [TaskRows(TASK, str(task), str(task))]
     for specs, names in pools_of(options.modules, trained, options.methods):
         pool = Pool(base, find_modules(specs))
-        measure(protocol, pool, tasks, methods_by_name(list(names)), seeds=seeds, results=results, say=_say)
+        measure(protocol, pool, tasks, methods_by_name(list(names)), seeds=seeds, results=results, say=say)
 
 
 def pools_of(modules: str, trained: Path, methods: Sequence[str]) -> list[tuple[list[str | Path], Sequence[str]]]:
@@ -98,11 +97,7 @@ def _trained(work: Path, rows: Sequence[Row], base: str) -> Path:
 
 def _say_loss(step: int, total: int, loss: float) -> None:
     if step % 10 == 0:
-        _say(f"{MODULE}: step {step} of {total}, loss {loss:.3f}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+        say(f"{MODULE}: step {step} of {total}, loss {loss:.3f}")
 
 
 def _parser() -> argparse.ArgumentParser:

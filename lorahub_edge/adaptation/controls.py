@@ -91,12 +91,11 @@ def fixed_controls(
     means = means_of_best(losses)
     mean_values = evaluate(means)
     scale = index_of_lowest([v.mean_loss for v in mean_values])
-    of_best = f"the {np.count_nonzero(means[scale])} best alone at {means[scale].max():.2g}, by loss"
     rows = [
         Row(ZERO_SHOT, "the base alone", tuple(candidates[0]), zero),
         Row(BEST_SINGLE, f"{names[best]}, by loss", tuple(candidates[2 + best]), singles[best]),
         Row(UNIFORM_MEAN, f"all at 1/{n}", tuple(candidates[1]), uniform),
-        Row(BEST_MEAN, of_best, tuple(means[scale].tolist()), mean_values[scale]),
+        Row(BEST_MEAN, mean_text(means[scale]), tuple(means[scale].tolist()), mean_values[scale]),
     ]
     return rows, losses
 
@@ -110,14 +109,24 @@ def means_of_best(losses: Sequence[float]) -> Array:
     Returns:
         float64 (len(MEAN_SUMS), n_modules).
     """
-    finite = np.isfinite(losses)
-    n_best = max(1, min(N_BEST, int(finite.sum())))
-    order = np.argsort(np.where(finite, losses, np.inf), kind="stable")[:n_best]
+    n_best = max(1, min(N_BEST, int(np.isfinite(losses).sum())))
+    best = lowest_first(losses)[:n_best]
     means = np.zeros((len(MEAN_SUMS), len(losses)))
-    means[:, order] = np.array(MEAN_SUMS)[:, None] / len(order)
+    means[:, best] = np.array(MEAN_SUMS)[:, None] / n_best
     return means
 
 
+def mean_text(mean: Array) -> str:
+    """One of `means_of_best` for people."""
+    return f"the {np.count_nonzero(mean)} best alone at {mean.max():.2g}, by loss"
+
+
+def lowest_first(losses: Sequence[float]) -> list[int]:
+    """Where the losses stand, the lowest first; one that is not finite is worse than any other."""
+    order: list[int] = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable").tolist()
+    return order
+
+
 def index_of_lowest(losses: Sequence[float]) -> int:
-    """Where the lowest loss stands; one that is not finite is worse than any other."""
-    return int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
+    """Where the lowest loss stands; see `lowest_first`."""
+    return lowest_first(losses)[0]

@@ -27,9 +27,8 @@ class Head:
     @classmethod
     def of(cls, base: Base) -> Head:
         """The base's."""
-        dtype = next(p.dtype for p in base.model.parameters() if p.is_floating_point())
         cap = getattr(base.model.config, "final_logit_softcapping", None)
-        return cls(base.model.get_submodule(base.family.head), cap, dtype, base.device)
+        return cls(base.model.get_submodule(base.family.head), cap, base.compute_dtype, base.device)
 
     @property
     def in_features(self) -> int:

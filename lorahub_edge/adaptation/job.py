@@ -184,12 +184,11 @@ class Job:
 
     def _search(self, objective: Objective, stage: str, journal: Journal) -> SearchResult[Value]:
         s = self.settings
-        n = len(self.names)
 
         def guide() -> npt.NDArray[np.float64]:
-            return np.array(journal.noted("mixture", lambda: objective.mixture(n, s.bound).tolist()))
+            return np.array(journal.noted("mixture", lambda: objective.mixture(s.bound).tolist()))
 
-        searcher = make_searcher(s.optimizer, n, bound=s.bound, budget=s.budget, seed=s.seed, guide=guide)
+        searcher = make_searcher(s.optimizer, len(self.names), bound=s.bound, budget=s.budget, seed=s.seed, guide=guide)
         started = time.perf_counter()
         best: Value | None = None
 

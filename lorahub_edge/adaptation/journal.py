@@ -40,7 +40,14 @@ CHOICE_JOURNAL, CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL = (
     "null.jsonl",
 )
 JOURNALS = (CHOICE_JOURNAL, CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL)
-NOTES, NULL_NOTES = "journal.notes.json", "null.notes.json"
+
+
+def notes_of(journal: str) -> str:
+    """The file beside a journal that keeps its notes."""
+    return f"{Path(journal).stem}.notes.json"
+
+
+NOTES, NULL_NOTES = notes_of(JOURNAL), notes_of(NULL_JOURNAL)
 
 
 class JournalNotWritten(LorahubEdgeWarning):
@@ -67,7 +74,7 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self.evaluated: list[Evaluated[Value]] = []
         records, self._n_bytes = ([], 0) if path is None else _read(path)
-        self._notes_path = Path() if path is None else notes_of(path)
+        self._notes_path = Path() if path is None else path.with_name(notes_of(path.name))
         self._notes = _read_notes(self._notes_path)
         self.values = [_value(record) for record in records]
         self.known = dict(zip(map(_key, records), self.values, strict=True))
@@ -201,11 +208,6 @@ def _read(path: Path) -> tuple[list[Mapping[str, Any]], int]:
             raise InvalidInput(f"{path}:{number}: not a line of a journal ({error}); remove its folder") from error
         records.append(record)
     return records, len(whole) + 1 if whole else 0
-
-
-def notes_of(journal: Path) -> Path:
-    """Where a journal's notes are kept, beside it."""
-    return journal.with_suffix(".notes.json")
 
 
 def _read_notes(path: Path) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.adaptation.surrogate import best_mixture
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
-from lorahub_edge.search import SCREEN_BATCH
+from lorahub_edge.search import SCREEN_BATCH, GuidedSearcher
 from lorahub_edge.tasks import EncodedExample
 
 Array = npt.NDArray[np.float64]
@@ -113,6 +113,7 @@ class Objective:
         form: which published form.
         alpha: weight of the L1 penalty.
         computed_before: by an earlier start: bytes of the coefficients -> value.
+        keeps_states: whether `mixture` will be asked for: what it needs is then kept as modules are looked at alone.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Objective:
         alpha: float,
         *,
         computed_before: Mapping[bytes, Value] | None = None,
+        keeps_states: bool = False,
     ) -> None:
         self._forward = forward
         self._form = form
@@ -129,6 +131,7 @@ class Objective:
         self._n_tokens = forward.n_target_tokens.numpy().astype(np.float64)
         self._known: dict[bytes, Value] = {}
         self._computed_before = computed_before or {}
+        self._keeps_states = keeps_states
         self._states: dict[bytes, torch.Tensor] = {}  # of the base and of modules alone
 
     def __call__(self, coefficients: Array) -> list[Value]:
@@ -145,18 +148,17 @@ class Objective:
             return [self._computed_before[key] for key in keys]
         return self._compute(coefficients)
 
-    def mixture(self, n: int, bound: float) -> Array:
+    def mixture(self, bound: float) -> Array:
         """Which modules the surrogate would mix; see `best_mixture`. After a screen it costs no evaluation.
 
         Args:
-            n: number of modules.
             bound: half width of the box: modules are looked at alone at 1, or here if that is less.
         """
-        step = min(1.0, bound)
+        n, step = self._forward.n_modules, min(1.0, bound)
         alone = np.concatenate([np.zeros((1, n)), step * np.eye(n)])
         missing = np.array([row for row in alone if row.tobytes() not in self._states])
         for start in range(0, len(missing), SCREEN_BATCH):  # of an earlier start only the losses are known
-            self._compute(missing[start : start + SCREEN_BATCH])
+            self._evaluate(missing[start : start + SCREEN_BATCH])
         states = torch.stack([self._states[row.tobytes()] for row in alone])
         return best_mixture(states, self._forward.answers, self._forward.logits, step=step)
 
@@ -165,10 +167,8 @@ class Objective:
         return self._forward.recordings()
 
     def _compute(self, coefficients: Array) -> list[Value]:
-        losses, states = self._forward.evaluate(torch.from_numpy(coefficients))
-        alone = np.flatnonzero(np.count_nonzero(coefficients, axis=1) <= 1)
-        self._states |= {coefficients[i].tobytes(): states[i].clone() for i in alone}
-        nll = losses.numpy()
+        by_forward = self._evaluate if self._keeps_states else self._losses
+        nll = by_forward(coefficients).numpy()
         columns = (
             mean_token_loss(nll, self._n_tokens).tolist(),
             self._form.loss(nll, self._n_tokens).tolist(),
@@ -176,6 +176,16 @@ class Objective:
             map(tuple, (nll / self._n_tokens).tolist()),
         )
         return [Value(*row) for row in zip(*columns, strict=True)]
+
+    def _losses(self, coefficients: Array) -> torch.Tensor:
+        return self._forward.negative_log_likelihoods(torch.from_numpy(coefficients))
+
+    def _evaluate(self, coefficients: Array) -> torch.Tensor:
+        """The losses too; the states of the base and of modules alone are kept."""
+        losses, states = self._forward.evaluate(torch.from_numpy(coefficients))
+        alone = np.flatnonzero(np.count_nonzero(coefficients, axis=1) <= 1)
+        self._states |= {coefficients[i].tobytes(): states[i].clone() for i in alone}
+        return losses
 
 
 @contextmanager
@@ -200,4 +210,5 @@ def objective_on(
     forward = PopulationForward(base, stack, encoded, tokens_per_call=tokens_per_call, evaluate_by=settings.evaluate_by)
     with forward.ready():
         form = FORMS[settings.objective_form]
-        yield Objective(forward, form, settings.alpha, computed_before=computed_before)
+        is_guided = settings.optimizer == GuidedSearcher.name
+        yield Objective(forward, form, settings.alpha, computed_before=computed_before, keeps_states=is_guided)

@@ -113,6 +113,8 @@ class PopulationForward:
         most_tokens = max(b.n_tokens for b in self._buckets)
         self._n_together = 1 if evaluate_by == "inject" else limits.n_candidates(most_tokens, stack.n_composed)
         self._n_examples = len(examples)
+        #: modules that candidates compose
+        self.n_modules = len(stack.names)
         #: int64 (n_examples,): answer tokens of each example, its end mark included
         self.n_target_tokens = torch.tensor([len(e.target_ids) for e in examples])
         #: int64 (n_answer_tokens,): the answers themselves, one example's after the other's
@@ -139,7 +141,9 @@ class PopulationForward:
             float64 (n_candidates, n_examples), on the CPU. Does not depend on how candidates are grouped into calls,
             but for float rounding.
         """
-        return self.evaluate(coefficients)[0]
+        losses = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
+        self._fill(coefficients, losses)
+        return losses
 
     def evaluate(self, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The losses, see `negative_log_likelihoods`, and what the output layer read to predict the answers.
@@ -148,8 +152,13 @@ class PopulationForward:
             Losses as there; states float32 (n_candidates, n_answer_tokens, features), on the CPU, in the order of
             `answers`: state t predicts answer token t.
         """
-        result = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
+        losses = torch.empty(len(coefficients), self._n_examples, dtype=torch.float64)
         states = torch.empty(len(coefficients), len(self.answers), self._head.in_features)
+        self._fill(coefficients, losses, states)
+        return losses, states
+
+    def _fill(self, coefficients: torch.Tensor, losses: torch.Tensor, states: torch.Tensor | None = None) -> None:
+        """Write the losses and, where they are wanted, the states; see `evaluate`."""
         groups = [slice(start, start + self._n_together) for start in range(0, len(coefficients), self._n_together)]
         n_whole = len(groups) - len(groups) % len(self._places)
         jobs = [(group, self._buckets) for group in groups[:n_whole]]
@@ -159,13 +168,13 @@ class PopulationForward:
             jobs += [(group, [part]) for group in left for part in parts]
 
         def job_for(group: slice, buckets: list[_Bucket]) -> Callable[[_Place], None]:
-            return lambda place: place.fill(result[group], states[group], coefficients[group], buckets)
+            of_group = None if states is None else states[group]
+            return lambda place: place.fill(losses[group], of_group, coefficients[group], buckets)
 
         with self._turn:  # held here and not in the lanes: the caller's thread may hold it already
             for place in self._places:
                 place.route.begin(coefficients)
             deque(self._lanes.run(job_for(*job) for job in jobs), maxlen=0)
-        return result, states
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """What the base's output layer makes of states (n, features): float32 (n, vocabulary), on the CPU."""
@@ -183,7 +192,7 @@ class _Place:
 
     @torch.inference_mode()
     def fill(
-        self, losses: torch.Tensor, states: torch.Tensor, coefficients: torch.Tensor, buckets: Sequence[_Bucket]
+        self, losses: torch.Tensor, states: torch.Tensor | None, coefficients: torch.Tensor, buckets: Sequence[_Bucket]
     ) -> None:
         """Write the buckets' columns of losses (n_candidates, n_examples) and of states; see `evaluate`."""
         prepared = self.route.prepare(coefficients)
@@ -201,8 +210,9 @@ class _Place:
             shape = CallShape(len(coefficients), tuple(rows), prepared.data_ptr(), prepared.shape[1])
             computed = self.graphs.run(shape, compute)
         losses[:, rows] = computed[:, : len(rows)]
-        tokens = [token for bucket in buckets for token in bucket.tokens]
-        states[:, tokens] = computed[:, len(rows) :].view(len(states), len(tokens), -1).float()
+        if states is not None:
+            tokens = [token for bucket in buckets for token in bucket.tokens]
+            states[:, tokens] = computed[:, len(rows) :].view(len(states), len(tokens), -1).float()
 
     def _outputs_of(self, bucket: _Bucket, n_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (n_candidates, b) and states (n_candidates, b's answer tokens * features), both float64.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lorahub_edge.adaptation.controls import lowest_first
 from lorahub_edge.adaptation.journal import Journal
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use
 from lorahub_edge.adaptation.objective import Value, objective_on
@@ -143,8 +144,7 @@ class LossFilter:
             journal.append(alone, elapsed_s=time.perf_counter() - started)
             losses += [value.mean_loss for value in values]
             on_progress(Progress("choose", len(losses), n_pool))
-        best = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")[: self.n]
-        return Choice("loss", self.pool.layout.names, tuple(best.tolist()), tuple(losses))
+        return Choice("loss", self.pool.layout.names, tuple(lowest_first(losses)[: self.n]), tuple(losses))
 
     def _values_alone(self, base: Base, modules: Sequence[LoraModule | ModuleFolder]) -> list[Value]:
         """Of each of these modules; their stack is let go of again."""

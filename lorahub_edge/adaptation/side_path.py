@@ -35,14 +35,14 @@ class SidePath:
         self._layers = [base.model.get_submodule(target.name) for target in stack.targets]
         self._sides: _Sides
         if stack.composition == "deltas":
-            self._sides = _Deltas(in_use or FactorsInUse(stack, _compute_dtype(base)))
+            self._sides = _Deltas(in_use or FactorsInUse(stack, base.compute_dtype))
         else:
-            self._sides = _Factors(stack, _compute_dtype(base))
+            self._sides = _Factors(stack, base.compute_dtype)
 
     @classmethod
     def for_lanes(cls, bases: Sequence[Base], stack: ModuleStack) -> list[SidePath]:
         """One on each base; what candidates share is there once."""
-        shared = FactorsInUse(stack, _compute_dtype(bases[0])) if stack.composition == "deltas" else None
+        shared = FactorsInUse(stack, bases[0].compute_dtype) if stack.composition == "deltas" else None
         return [cls(base, stack, in_use=shared) for base in bases]
 
     def begin(self, coefficients: torch.Tensor) -> None:
@@ -143,7 +143,3 @@ def _adder(side: Side) -> Any:
         return torch.baddbmm(y, side.inner(inputs[0]), side.B.mT.to(y.dtype)).view(output.shape)
 
     return add_delta
-
-
-def _compute_dtype(base: Base) -> torch.dtype:
-    return next(p.dtype for p in base.model.parameters() if p.is_floating_point())

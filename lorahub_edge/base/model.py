@@ -44,6 +44,11 @@ class Base:
     layer_engines: dict[str, int] = field(default_factory=dict)
     turn: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the states between layers."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Module path -> (out_features, in_features) of every linear layer: what a LoRA module can target."""
         layers = (nn.Linear, Int8Linear)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lorahub_edge.adaptation import PRESETS, AdaptedModel, Objective, Value
-from lorahub_edge.adaptation.controls import index_of_lowest, means_of_best
+from lorahub_edge.adaptation.controls import index_of_lowest, mean_text, means_of_best
 from lorahub_edge.adaptation.objective import objective_on
 from lorahub_edge.adaptation.settings import SearchSettings
 from lorahub_edge.adaptation.task import Task
@@ -87,8 +87,7 @@ def _best_mean(trial: Trial, known: Mapping[str, Metrics]) -> Iterator[Fitted]:
     with objective_on(trial.pool.base, trial.pool.stack, trial.encoded, settings) as objective:
         means = means_of_best([value.mean_loss for value in objective(np.eye(n))])
         chosen = means[index_of_lowest([value.mean_loss for value in objective(means)])]
-    detail = f"the {np.count_nonzero(chosen)} best alone at {chosen.max():.2g}, by loss on the examples"
-    yield Fitted(trial.model(chosen), detail, n + len(means), chosen)
+    yield Fitted(trial.model(chosen), f"{mean_text(chosen)} on the examples", n + len(means), chosen)
 
 
 @contextmanager
@@ -149,14 +148,13 @@ def search(objective: Objective, settings: SearchSettings, stack: ModuleStack) -
     Raises:
         KeyboardInterrupt: also where the search itself would keep what it has: half a budget compares nothing.
     """
-    n = len(stack.names)
     searcher = make_searcher(
         settings.optimizer,
-        n,
+        len(stack.names),
         bound=settings.bound,
         budget=settings.budget,
         seed=settings.seed,
-        guide=lambda: objective.mixture(n, settings.bound),
+        guide=lambda: objective.mixture(settings.bound),
     )
     result = run_search(objective, searcher, settings.budget)
     if result.interrupted:

@@ -16,13 +16,14 @@ import torch
 
 import lorahub_edge
 from lorahub_edge.adaptation import PopulationForward, RunNotWritten, RunUnfinished
+from lorahub_edge.adaptation.controls import MEAN_SUMS
 from lorahub_edge.adaptation.journal import CONTROLS_JOURNAL, JOURNAL, NULL_JOURNAL
 from lorahub_edge.adaptation.run_folder import default_place, newest_unfinished
 from lorahub_edge.errors import InvalidInput, OutputExists
 from lorahub_edge.outputs import locked
 from tests import tiny
 
-N_CONTROLS = 6  # zero-shot, the mean, and four modules
+N_CONTROLS = 6 + len(MEAN_SUMS)  # zero-shot, the mean, four modules; means of the best of them
 
 
 @pytest.fixture
@@ -86,16 +87,16 @@ def test_ten_kills_at_random_moments_change_no_bit(settings, tmp_path, preset, b
     assert kept == sorted(kept)
     assert 0 < kept[0] < kept[-1] < N_CONTROLS + 2 * budget
     n_computed = 0
-    compute = PopulationForward.negative_log_likelihoods
+    compute = PopulationForward._fill
 
-    def counted(self, coefficients):
+    def counted(self, coefficients, *to_fill):
         nonlocal n_computed
         n_computed += len(coefficients)
-        return compute(self, coefficients)
+        compute(self, coefficients, *to_fill)
 
-    monkeypatch.setattr(PopulationForward, "negative_log_likelihoods", counted)
+    monkeypatch.setattr(PopulationForward, "_fill", counted)
     resumed = lorahub_edge.adapt(**settings)
-    assert n_computed <= N_CONTROLS + 2 * budget - kept[-1]
+    assert 0 < n_computed <= N_CONTROLS + 2 * budget - kept[-1]
     assert resumed.manifest["search"]["evaluations_of_earlier_starts"] == min(budget, kept[-1] - N_CONTROLS)
     assert resumed.table == whole.table
     for name in ("coefficients.json", "adapter/adapter_model.safetensors"):
@@ -226,7 +227,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_evaluation(settings, tmp_path, 
         with pytest.raises(RunNotWritten, match=r"No space left on device") as raised, pytest.warns(RunUnfinished):
             lorahub_edge.adapt(**settings)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(PopulationForward, "negative_log_likelihoods", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(PopulationForward, "_fill", lambda *_: pytest.fail("computed again"))
     assert lorahub_edge.adapt(**settings).coefficients == raised.value.run.coefficients
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 

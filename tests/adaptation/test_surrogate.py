@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import lorahub_edge
 from lorahub_edge.adaptation import PopulationForward
 from lorahub_edge.adaptation.surrogate import best_mixture
 from lorahub_edge.base import load_base
@@ -104,3 +105,31 @@ def test_the_states_of_an_evaluation_give_its_losses(
             nll = functional.cross_entropy(forward.logits(states[candidate]), forward.answers, reduction="none")
             by_example = torch.stack([part.sum() for part in nll.split(forward.n_target_tokens.tolist())])
             np.testing.assert_allclose(by_example, losses[candidate], rtol=1e-4, atol=1e-4)
+
+
+def test_only_a_guided_search_keeps_states(bases, module_folders, monkeypatch):
+    """They are as many as answer tokens: a test set of thousands of rows would fill the memory for nothing."""
+    run = lorahub_edge.adapt(
+        str(bases["t5"]), module_folders["t5"], tiny.ROWS, n_examples=4, budget=6, device="cpu", null_control=False
+    )
+    monkeypatch.setattr(PopulationForward, "evaluate", lambda *_: pytest.fail("nobody asks for states"))
+    assert np.isfinite(run.evaluate(tiny.ROWS).loss)
+    lorahub_edge.adapt(
+        str(bases["t5"]), module_folders["t5"], tiny.ROWS, n_examples=4, budget=6, device="cpu", null_control=False,
+        preset="paper",
+    )  # fmt: skip
+
+
+def test_the_screen_of_a_guided_search_is_computed_once(bases, module_folders, monkeypatch):
+    seen: list[bytes] = []
+    evaluate = PopulationForward.evaluate
+
+    def noted(self, coefficients):
+        seen.extend(row.numpy().tobytes() for row in coefficients)
+        return evaluate(self, coefficients)
+
+    monkeypatch.setattr(PopulationForward, "evaluate", noted)
+    lorahub_edge.adapt(
+        str(bases["t5"]), module_folders["t5"], tiny.ROWS, n_examples=4, budget=20, device="cpu", null_control=False
+    )
+    assert len(seen) == len(set(seen)) > 20
