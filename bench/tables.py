@@ -7,8 +7,9 @@ python -m bench.tables --check    # exit 1 if a page is stale
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.records import RESULTS, ROOT, read
@@ -35,6 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     for page, tables in PAGES.items():
         old = page.read_text(encoding="utf-8")
+        check_markers(page.name, old, tables)
         new = old
         for name, make in tables.items():
             new = put_between_markers(new, name, make())
@@ -42,6 +44,17 @@ def main() -> None:
             sys.exit(f"{page.name}: a table is stale; run python -m bench.tables")
         if new != old:
             page.write_text(new, encoding="utf-8")
+
+
+def check_markers(page: str, text: str, names: Iterable[str]) -> None:
+    """Whether the page has the markers of these tables and no others: nobody would write to those.
+
+    Raises:
+        SystemExit: it has others, or lacks one.
+    """
+    found, expected = sorted(re.findall(r"<!-- begin:(\S+) -->", text)), sorted(names)
+    if found != expected:
+        sys.exit(f"{page}: expected the tables {', '.join(expected)}; received the markers {', '.join(found)}")
 
 
 def put_between_markers(text: str, name: str, table: str) -> str:

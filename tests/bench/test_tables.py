@@ -13,6 +13,13 @@ def test_tables_are_put_between_their_markers_and_nothing_else_changes():
         tables.put_between_markers("no markers", "x", "new")
 
 
+def test_a_page_has_the_markers_of_its_tables_and_no_others():
+    tables.check_markers("page.md", "<!-- begin:x -->\n<!-- begin:y -->", ["y", "x"])
+    for names in (["x"], ["x", "y", "z"]):
+        with pytest.raises(SystemExit, match=r"page\.md: expected the tables x"):
+            tables.check_markers("page.md", "<!-- begin:x -->\n<!-- begin:y -->", names)
+
+
 def quality_record(base, modules, method, seed, score):
     shared = {"task": "t", "example_seed": seed, "base": base, "method": {"name": method}}
     own = {"modules": ["a"], "modules_sha256": modules} if modules else {}
