@@ -1,10 +1,9 @@
-"""CUDA graphs: calls of a shape that comes again are recorded once and replayed, where that is faster.
+"""CUDA graphs: a call is recorded as soon as it was computed once, and replayed when its shape comes again.
 
 A layer is a dozen small kernels on a GPU, and Python needs longer to launch them than a fast one to compute a call of
-few tokens. A recording launches all of them at once. For which base, examples and GPU that pays, nothing says before,
-so every shape has to show it: its second call is also recorded (the first has set up what cannot be recorded), its
-third computed both ways. The recording stays if it gives the same bits in less time. `as_record` tells what became of
-each shape.
+few tokens. A recording launches all of them at once. A search makes few calls, so the first of a shape is recorded at
+once: it has set up what cannot be recorded. What the first replay gives has to be the same bits; otherwise, or where a
+call cannot be recorded, calls are launched as ever. `as_record` tells what became of each shape.
 """
 
 from __future__ import annotations
@@ -18,11 +17,8 @@ from typing import Any
 import torch
 
 from lorahub_edge.errors import InvalidInput, first_line
-from lorahub_edge.measure import wait_for_gpu
 
 _SWITCH = "LORAHUB_EDGE_CUDA_GRAPHS"
-
-_RECORDED_AT, _TRIED_AT = 2, 3  # the how many-th call of a shape
 
 Compute = Callable[[], torch.Tensor]
 
@@ -55,14 +51,13 @@ class _Shape:
     Attributes:
         n_calls: so far.
         replay: its recording, if there is one.
-        launched_s, replayed_s: seconds of one call either way, as the trial measured them.
+        recorded_s: seconds that recording and the first replay took.
         refused: why there is no recording, after an attempt.
     """
 
     n_calls: int = 0
     replay: Compute | None = None
-    launched_s: float | None = None
-    replayed_s: float | None = None
+    recorded_s: float | None = None
     refused: str | None = None
 
     def refuse(self, reason: str) -> None:
@@ -70,7 +65,7 @@ class _Shape:
 
 
 class CallGraphs:
-    """Computes calls, and knows for which shapes there is a recording.
+    """Computes calls, and knows of which shapes there is a recording.
 
     Args:
         record: on CUDA `CudaRecorder()`.
@@ -98,14 +93,24 @@ class CallGraphs:
 
     def _run(self, known: _Shape, compute: Compute) -> torch.Tensor:
         if known.replay is not None:
-            return _try(known, known.replay, compute) if known.n_calls == _TRIED_AT else known.replay().cpu()
+            return known.replay().cpu()
         result = compute().cpu()
-        if known.n_calls == _RECORDED_AT:
-            try:
-                known.replay = self._record(compute)
-            except RuntimeError as error:  # torch's, for what a GPU cannot record, or for too little memory
-                known.refuse(f"cannot be recorded: {first_line(error)}")
+        if known.n_calls == 1:
+            started = time.perf_counter()
+            self._try_recording(known, compute, expected=result)
+            known.recorded_s = time.perf_counter() - started
         return result
+
+    def _try_recording(self, known: _Shape, compute: Compute, *, expected: torch.Tensor) -> None:
+        """Record, and keep the recording only if its replay gives what launching gave."""
+        try:
+            known.replay = self._record(compute)
+            result = known.replay().cpu()
+        except RuntimeError as error:  # torch's, for what a GPU cannot record, or for too little memory
+            known.refuse(f"cannot be recorded: {first_line(error)}")
+            return
+        if not torch.equal(result, expected):
+            known.refuse(f"its replay differs by up to {float((result - expected).abs().max()):.3g}")
 
     def _give_back(self) -> bool:
         """Drop all recordings, which keep their memory; whether there were any."""
@@ -115,37 +120,18 @@ class CallGraphs:
         return bool(recorded)
 
     def as_record(self) -> list[dict[str, Any]]:
-        """For the manifest, a shape each: candidates, examples, calls, seconds either way, and what became of it."""
+        """For the manifest, a shape each: candidates, examples, calls, seconds to record, and what became of it."""
         return [
             {
                 "candidates": shape.n_candidates,
                 "examples": len(shape.rows),
                 "calls": known.n_calls,
-                "replayed": known.n_calls > _TRIED_AT and known.replay is not None,
-                "launched_s": known.launched_s,
-                "replayed_s": known.replayed_s,
+                "replayed": known.n_calls > 1 and known.replay is not None,
+                "recorded_s": known.recorded_s,
                 "refused": known.refused,
             }
             for shape, known in self._shapes.items()
         ]
-
-
-def _try(known: _Shape, replay: Compute, compute: Compute) -> torch.Tensor:
-    """Compute one call both ways; keep the recording only if it is right and faster."""
-    known.launched_s, expected = _timed(compute)
-    known.replayed_s, result = _timed(replay)
-    if not torch.equal(result, expected):
-        known.refuse(f"its replay differs by up to {float((result - expected).abs().max()):.3g}")
-    elif known.replayed_s >= known.launched_s:
-        known.refuse("its replay is not faster")
-    return expected
-
-
-def _timed(compute: Compute) -> tuple[float, torch.Tensor]:
-    wait_for_gpu()
-    started = time.perf_counter()
-    result = compute().cpu()
-    return time.perf_counter() - started, result
 
 
 class CudaRecorder:

@@ -1,7 +1,7 @@
 """The losses of many candidates, by one of two routes: side paths beside the frozen base, or injection into it.
 
 Examples of one length share a call, so nothing is padded and no mask is needed; calls stay under a token budget, on a
-CPU run in lanes (lanes.py), and on a GPU as CUDA graphs where that is faster (graphs.py).
+CPU run in lanes (lanes.py), and on a GPU as CUDA graphs when a shape of call comes again (graphs.py).
 """
 
 from __future__ import annotations
