@@ -145,7 +145,8 @@ def print_plans(plans: Sequence[MemoryPlan]) -> None:
     }
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, n_bytes in parts.items():
-        table.add_row(name, format_bytes(n_bytes))
+        if n_bytes:  # a card has nothing of Python
+            table.add_row(name, format_bytes(n_bytes))
     answers.print(table)
     table = Table(box=None, pad_edge=False)
     for column in ("modules as", "mapping", "tokens at once", "needed", "fits"):

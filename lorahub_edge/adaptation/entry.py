@@ -16,7 +16,7 @@ from lorahub_edge.adaptation.run_folder import RunFolder
 from lorahub_edge.adaptation.settings import RunSettings
 from lorahub_edge.adaptation.stages import ContentHashes, encode, evaluation_inputs, open_inputs, plan_memory
 from lorahub_edge.adaptation.task import Examples, Task, load_task
-from lorahub_edge.base import Base
+from lorahub_edge.base import Base, need_device, resolve_device
 from lorahub_edge.cache import Cache, default_cache
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import LoraModule
@@ -154,6 +154,8 @@ def _run(
 ) -> Run:
     stopwatch = Stopwatch()
     on_progress(Progress("load", 0, 1))
+    if not isinstance(base, Base):  # before anything is downloaded
+        need_device(resolve_device(settings.device))
     opened, choice = choose_unread(open_inputs(base, modules, settings, stopwatch), task, settings)
     encoded = encode(opened, task, settings)
     n_searched = settings.n_searched(len(opened.modules))
@@ -214,7 +216,8 @@ def plan(
     """What `adapt` would need in memory, known without reading a weight.
 
     Args:
-        all: see `adapt`.
+        device: "cuda" need not be there: its own memory is planned, without what CUDA's context takes.
+        all others: see `adapt`.
 
     Returns:
         All plans, that which gives up least first; `adapt` takes the first that fits.

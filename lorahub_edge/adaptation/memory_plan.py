@@ -91,11 +91,14 @@ class MemoryPlan:
 
     def headline(self) -> str:
         """The verdict, in one line."""
+        needs = f"needs {format_bytes(self.needed_bytes)}"
+        if self.device == "cuda":
+            needs += " on the GPU, beside what CUDA itself takes"
         if self.budget_bytes is None:
-            return f"needs {format_bytes(self.needed_bytes)}"
+            return needs
         budget = format_bytes(self.budget_bytes)
         if self.fits:
-            return f"fits {budget}: needs {format_bytes(self.needed_bytes)}"
+            return f"fits {budget}: {needs}"
         return f"does not fit {budget}: {self.advice()}"
 
     def advice(self) -> str:

@@ -4,7 +4,7 @@ from lorahub_edge.base.families import FAMILIES, Family, family_of
 from lorahub_edge.base.int8 import Int8Embedding, Int8Linear, Int8Weight
 from lorahub_edge.base.load import load_base, load_opened
 from lorahub_edge.base.model import Base
-from lorahub_edge.base.open import OpenBase, open_base
+from lorahub_edge.base.open import OpenBase, need_device, open_base, resolve_device
 from lorahub_edge.base.save import save_base
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "family_of",
     "load_base",
     "load_opened",
+    "need_device",
     "open_base",
+    "resolve_device",
     "save_base",
 ]

@@ -16,7 +16,7 @@ from lorahub_edge.base.filler import Adjust, Filler
 from lorahub_edge.base.gated import fuse_gated_layers
 from lorahub_edge.base.int8 import int8_matmul_available
 from lorahub_edge.base.model import Base, head_is_tied
-from lorahub_edge.base.open import OpenBase, open_base
+from lorahub_edge.base.open import OpenBase, need_device, open_base
 from lorahub_edge.base.save import base_tensors
 from lorahub_edge.cache import Cache, Entry, key_of
 from lorahub_edge.errors import refused_as
@@ -54,6 +54,7 @@ def load_base(
 
 def load_opened(opened: OpenBase, *, adjust: Adjust | None = None, cache: Cache | None = None) -> Base:
     """The rest of `load_base`, for a base that is open already."""
+    need_device(opened.device)
     if cache is None or adjust is not None or not _is_worth_keeping(opened, cache):
         return _finish(opened, opened.checkpoint, adjust=adjust)
     key = _key(opened, cache)

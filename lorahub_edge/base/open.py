@@ -106,18 +106,26 @@ def open_base(spec: str, *, precision: str, device: str) -> OpenBase:
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU.
+    """ "auto" is CUDA where there is one, else the CPU; CUDA by name need not be there to plan for it.
 
     Raises:
-        InvalidInput: an unknown name, or CUDA asked for and not there.
+        InvalidInput: an unknown name.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidInput(f"device: expected auto, cpu or cuda, received '{device}'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def need_device(device: torch.device) -> None:
+    """Refuse to compute where torch cannot.
+
+    Raises:
+        InvalidInput: CUDA asked for and not there.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu")
 
 
 def _find(spec: str) -> tuple[Source, list[Path]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lorahub_edge
+from bench.t5_large import SHAPES
 from lorahub_edge.adaptation import MemoryExceeded, choose_plan, memory_plan
 from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_use, memory_errors
@@ -15,6 +16,7 @@ from lorahub_edge.measure import parse_bytes
 from lorahub_edge.modules import ModuleStack, find_modules
 from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
 from tests import tiny
+from tests.hollow import write_hollow_base, write_hollow_modules
 
 FAST = {"budget": 3, "null_control": False}
 LONG_ROWS = [
@@ -134,6 +136,52 @@ def test_nothing_is_planned_per_pair_of_tokens_where_our_attention_computes(base
     example = PromptFormat.for_base(base).encode_all([Example("a red cat " * 30, "a")])[0]
     n_pairs = (len(example.input_ids) + len(example.target_ids)) ** 2
     assert written_out - by_distance == 2 * 4 * base.model.config.num_heads * n_pairs
+
+
+@pytest.fixture
+def long_examples():
+    """Of 81 and 7 tokens, as the benches have them."""
+    return [(" ".join(f"w{3 + 80 * k + i}" for i in range(80)), "w3 w4 w5 w6 w7 w8") for k in range(5)]
+
+
+@pytest.mark.parametrize(("shape", "n_modules", "limit"), [("xl", 20, "5GB"), ("large", 196, "3.5GB")])
+def test_flan_t5_is_planned_for_a_card_that_is_not_there(shape, n_modules, limit, long_examples, tmp_path):
+    """The issue's bounds; no weight is read: there is none."""
+    base = write_hollow_base(tmp_path / "base", SHAPES[shape]())
+    modules = write_hollow_modules(tmp_path / "modules", base, n_modules)
+    plans = lorahub_edge.plan(base, modules, long_examples, device="cuda", max_memory=limit, cache=False)
+    chosen = choose_plan(plans)
+    assert chosen.fits
+    assert (chosen.device, chosen.runtime_bytes) == ("cuda", 0)
+    assert chosen.headline().endswith("on the GPU, beside what CUDA itself takes")
+
+
+def test_what_a_card_holds_is_counted_part_by_part(long_examples, tmp_path):
+    config = SHAPES["small"]()
+    base = write_hollow_base(tmp_path / "base", config)
+    modules = write_hollow_modules(tmp_path / "modules", base, 3)
+    plan = lorahub_edge.plan(base, modules, long_examples, device="cuda", cache=False)[0]
+    d, ff, inner, vocab, n, rank, n_examples, n_tokens = 512, 1024, 6 * 64, 32128, 8, 16, 5, 81 + 7
+    attention = (4 * inner * d, 3 * inner + d)  # values of q, k, v and o, and their rows
+    gated = (3 * ff * d, 2 * ff + d)
+    weights, rows = (3 * n * a + 2 * n * g for a, g in zip(attention, gated, strict=True))
+    norms, biases = 5 * n * d + 2 * d, 2 * 32 * 6
+    assert plan.base_bytes == weights + 4 * rows + 2 * (d + 4) * vocab + 2 * (norms + biases)
+    blocks = 2 * 3 * n * (rank * d // 128 + rank * inner // 128)
+    assert plan.stack_bytes == 3 * 4 * 128 * blocks
+    n_candidates = min(8192 // (n_examples * n_tokens), (1 << 30) // (6 * 128 * blocks))
+    composed = 4 * 128 * blocks * n_candidates
+    activations = 4 * (4 * d + 4 * inner + 2 * ff)
+    logits = 2 * 4 * vocab * n_candidates * n_examples * 7
+    pairs = 2 * 4 * 6 * n_tokens**2  # position bias in both stacks
+    call = composed // 2 + logits + n_candidates * n_examples * n_tokens * activations + pairs
+    assert plan.workspace_bytes == composed + 2 * call  # a recorded call beside a launched one
+
+
+def test_only_planning_needs_no_card(bases, module_folders):
+    for compute in (lorahub_edge.adapt, lambda *of, **options: load_base(of[0], **options)):
+        with pytest.raises(InvalidInput, match="torch sees no CUDA device"):
+            compute(str(bases["t5"]), module_folders["t5"], tiny.ROWS, device="cuda")
 
 
 def test_adapt_takes_what_the_budget_leaves_room_for(bases, module_folders, example_file, tmp_path):
