@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 
-.PHONY: help demo test clients bench bench-quick lint format build sanitize fuzz cross-check callgrind docs tables clean
+.PHONY: help demo test clients bench bench-quick lint format build sanitize fuzz cross-check callgrind resources docs tables clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make build   install the package into $(VENV)"
 	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour sanitizers"
 	@echo "make callgrind    compare the kernels' instruction counts with the recorded ones (needs valgrind)"
+	@echo "make resources    compare the CUDA kernels' registers and occupancy with the recorded ones (needs nvcc)"
 	@echo "make fuzz         read mutated files for FUZZ_SECONDS (default 600), from seed FUZZ_SEED on"
 	@echo "make cross-check  compile the kernels for aarch64 (CROSS_CXX, default aarch64-linux-gnu-g++)"
 	@echo "make docs    write docs/cli.md from the command line's parser"
@@ -94,6 +95,9 @@ fuzz: $(VENV)/.installed-dev
 
 callgrind: $(VENV)/.installed-dev
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m bench.callgrind --check
+
+resources: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.resources --check
 
 CROSS_CXX ?= aarch64-linux-gnu-g++
 cross-check:
