@@ -152,6 +152,7 @@ def inject_case() -> GpuCase:
     rows = torch.empty(N_TARGETS, 5, FEATURES, device=GPU)
     module, where = native()
     from_stack, stack_ops = stack_calls(layers)
+    together = ops.InjectLayers([ops.LayerToInject(*layer[:4], 2.0, layer[4]) for layer in layers])
 
     def kernels() -> None:
         for (layer, scale, a, b, values), row in zip(layers, rows, strict=True):
@@ -167,6 +168,7 @@ def inject_case() -> GpuCase:
 
     calls: dict[str, Callable[[], object]] = {
         "ours": kernels,
+        "ours, all layers in one launch": together.inject,
         "ours, as a CUDA graph": graph_of(through_ops).replay,
         "ours, from a stack of 20": from_stack,
         "plain torch": by_torch,
@@ -176,15 +178,24 @@ def inject_case() -> GpuCase:
     def check() -> None:
         """Each new value is within half a step of the exact one; a step of a scale that is right to 1e-5."""
         kernels()
+        check_layers(rows[:, 4])
+        check_layers(torch.stack([injected.row_scale for injected in together.inject()]))
+
+    def check_layers(steps: torch.Tensor) -> None:
         for at in (0, N_TARGETS - 1):
             layer, scale, a, b, values = layers[at]
             exact = layer.double() * scale[:, None].double() + 2.0 * b.double() @ a.double()
-            step = rows[at, 4].double()
+            step = steps[at].double()
             torch.testing.assert_close(step, exact.abs().amax(1) / 127, rtol=1e-5, atol=0)
             if not bool(((values * step[:, None] - exact).abs() <= 0.501 * step[:, None]).all()):
                 raise AssertionError(f"inject_delta: a code of layer {at} is wrong")
 
-    wall = {"ours through ops": through_ops, "ours through ops, from a stack of 20": stack_ops, "plain torch": by_torch}
+    wall = {
+        "ours through ops": through_ops,
+        "ours through ops, in one launch": together.inject,
+        "ours through ops, from a stack of 20": stack_ops,
+        "plain torch": by_torch,
+    }
     floors = {"bytes": bytes_floor(codes, codes, A, B, row_scale, rows)}
     setup: dict[str, object] = {"n_layers": N_TARGETS, "features": FEATURES, "rank": RANK}
     return GpuCase("inject_delta", setup, calls, check, floors, n_repeats=21, n_launches=7 * N_TARGETS, wall_calls=wall)

@@ -24,7 +24,7 @@ from bench.records import RESULTS, ROOT, append, make_record, read, say
 
 BENCH = "resources"
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-OPS = ("compose_factors", "inject_delta", "int8_epilogue", "int8_rows")
+OPS = ("compose_factors", "inject_delta", "inject_layers", "int8_epilogue", "int8_rows")
 FLAGS = ("-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}")  # as in CMakeLists.txt
 
 _WARP, _REGISTERS, _REGISTERS_AT_ONCE = 32, 65536, 256
@@ -104,11 +104,18 @@ def compiled(op: str, architecture: str) -> dict[str, Resources]:
         )
     if done.returncode:
         sys.exit(f"bench.resources: {source.name} for {architecture}:\n{done.stderr}")
-    threads = re.search(r"constexpr int kThreads = (\d+);", source.read_text(encoding="utf-8"))
-    if threads is None:
-        sys.exit(f"bench.resources: {source.name}: expected 'constexpr int kThreads = ...;', the threads of a block")
     say(f"{op} for {architecture}")
-    return resources_in(demangled(done.stderr), int(threads[1]), ARCHITECTURES[architecture])
+    return resources_in(demangled(done.stderr), threads_of(source), ARCHITECTURES[architecture])
+
+
+def threads_of(source: Path) -> int:
+    """Threads of a block, as the source or a header beside it says."""
+    text = source.read_text(encoding="utf-8")
+    headers = [source.with_name(name) for name in re.findall(r'#include "(\w+\.cuh)"', text)]
+    for part in (text, *(header.read_text(encoding="utf-8") for header in headers)):
+        if found := re.search(r"constexpr int kThreads = (\d+);", part):
+            return int(found[1])
+    sys.exit(f"bench.resources: {source.name}: expected 'constexpr int kThreads = ...;', the threads of a block")
 
 
 def demangled(text: str) -> str:

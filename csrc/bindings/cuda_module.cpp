@@ -42,4 +42,5 @@ PYBIND11_MODULE(_native_cuda, module) {
   module.def("devices", &devices,
              "The GPUs, and why kernels of this build do not run on one; see lorahub_edge.doctor.");
   lorahub_edge::bindings::register_ops(module);
+  lorahub_edge::bindings::register_inject_layers(module);
 }

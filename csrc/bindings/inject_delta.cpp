@@ -1,9 +1,8 @@
 #include "../kernels/inject_delta.h"
 
-#include <string>
-
 #include "arrays.h"
 #include "device.h"
+#include "inject_layer.h"
 #include "ops.h"
 #include "stack_scales.h"
 
@@ -14,55 +13,10 @@ namespace {
 
 constexpr const char* kOp = "inject_delta";
 
-Rounding rounding_named(const std::string& name) {
-  check(name == "nearest" || name == "stochastic",
-        "inject_delta: rounding: expected nearest or stochastic, received " + name);
-  return name == "nearest" ? Rounding::nearest : Rounding::stochastic;
-}
-
-// The arrays that both forms of the op have.
-struct Layer {
-  const Array codes, row_scale, values, new_scale, report;
-
-  Layer(const py::object& codes_object, const py::object& row_scale_object, const py::object& values_object,
-        const py::object& new_scale_object, const py::object& report_object)
-      : codes(codes_object, {kOp, "codes"}, Access::read),
-        row_scale(row_scale_object, {kOp, "row_scale"}, Access::read),
-        values(values_object, {kOp, "values"}, Access::write),
-        new_scale(new_scale_object, {kOp, "new_scale"}, Access::write),
-        report(report_object, {kOp, "report"}, Access::write) {
-    codes.expect_dims(2);
-    row_scale.expect_shape({out_features()});
-    values.expect_shape({out_features(), in_features()});
-    new_scale.expect_shape({out_features()});
-    report.expect_shape({4, out_features()});
-  }
-
-  index_t out_features() const { return codes.shape()[0]; }
-  index_t in_features() const { return codes.shape()[1]; }
-
-  InjectDeltaArgs args(float scaling, const std::string& rounding, std::uint64_t seed, index_t rank) const {
-    InjectDeltaArgs args{};
-    args.codes = codes.data_of<std::int8_t>();
-    args.row_scale = row_scale.data_of<float>();
-    args.values = values.data();
-    args.values_dtype = values.dtype();
-    args.new_scale = new_scale.data_of<float>();
-    args.report = report.data_of<float>();
-    args.rounding = rounding_named(rounding);
-    args.seed = seed;
-    args.scaling = scaling;
-    args.out_features = out_features();
-    args.in_features = in_features();
-    args.rank = rank;
-    return args;
-  }
-};
-
 void inject_delta(const py::object& codes, const py::object& row_scale, const py::object& A, const py::object& B,
                   const py::object& values, const py::object& new_scale, const py::object& report, float scaling,
                   const std::string& rounding, std::uint64_t seed, std::int64_t where) {
-  const Layer layer(codes, row_scale, values, new_scale, report);
+  const InjectLayerArrays layer(kOp, codes, row_scale, values, new_scale, report);
   const Array A_array(A, {kOp, "A"}, Access::read);
   const Array B_array(B, {kOp, "B"}, Access::read);
   A_array.expect_dims(2);
@@ -70,7 +24,7 @@ void inject_delta(const py::object& codes, const py::object& row_scale, const py
   A_array.expect_shape({rank, layer.in_features()});
   B_array.expect_shape({layer.out_features(), rank});
 
-  InjectDeltaArgs args = layer.args(scaling, rounding, seed, rank);
+  InjectDeltaArgs args = layer.args(kOp, scaling, rounding, seed, rank);
   args.A = A_array.data_of<float>();
   args.B = B_array.data_of<float>();
   const here::Where place = where_of(where, layer.codes.device());
@@ -83,7 +37,7 @@ void inject_delta_from_stack(const py::object& codes, const py::object& row_scal
                              const py::object& B_scales, const py::object& workspace, const py::object& values,
                              const py::object& new_scale, const py::object& report, index_t rank, float scaling,
                              const std::string& rounding, std::uint64_t seed, std::int64_t where) {
-  const Layer layer(codes, row_scale, values, new_scale, report);
+  const InjectLayerArrays layer(kOp, codes, row_scale, values, new_scale, report);
   const Array A(A_stack, {kOp, "A_stack"}, Access::read);
   const Array B(B_stack, {kOp, "B_stack"}, Access::read);
   const Array c(coefficients, {kOp, "coefficients"}, Access::read);
@@ -115,7 +69,7 @@ void inject_delta_from_stack(const py::object& codes, const py::object& row_scal
                                n_blocks_A,
                                n_blocks_B,
                                block};
-  const InjectDeltaArgs args = layer.args(scaling, rounding, seed, rank);
+  const InjectDeltaArgs args = layer.args(kOp, scaling, rounding, seed, rank);
   const here::Where place = where_of(where, layer.codes.device());
   py::gil_scoped_release no_gil;
   here::inject_delta_from_stack(args, factors, place);

@@ -10,6 +10,9 @@ void register_inject_delta(pybind11::module_& module);
 void register_int8_rows(pybind11::module_& module);
 void register_int8_epilogue(pybind11::module_& module);
 
+// CUDA's module only.
+void register_inject_layers(pybind11::module_& module);
+
 // The CPU's module only.
 void register_attention(pybind11::module_& module);
 void register_gated_activation(pybind11::module_& module);

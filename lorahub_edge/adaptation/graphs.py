@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lorahub_edge.adaptation.injection import injects_together
 from lorahub_edge.errors import InvalidInput, first_line
 
 _SWITCH = "LORAHUB_EDGE_CUDA_GRAPHS"
@@ -155,10 +156,9 @@ class CudaRecorder:
         return replay
 
 
-def graphs_on(device: str, evaluate_by: str = "side") -> CallGraphs | None:
-    """What records calls on CUDA; None elsewhere, where the environment turns it off, and for route "inject".
-
-    That one's kernels report on every layer to Python, which a recording cannot.
+def graphs_on(device: str, evaluate_by: str = "side", composition: str = "factors") -> CallGraphs | None:
+    """What records calls on CUDA; None elsewhere, where the environment turns it off, and for what only launches as it
+    goes: see `injects_together`.
 
     Raises:
         InvalidInput: LORAHUB_EDGE_CUDA_GRAPHS is neither "off" nor empty.
@@ -166,4 +166,5 @@ def graphs_on(device: str, evaluate_by: str = "side") -> CallGraphs | None:
     choice = os.environ.get(_SWITCH, "")
     if choice not in ("", "off"):
         raise InvalidInput(f"{_SWITCH}: expected 'off' or nothing, received {choice!r}")
-    return CallGraphs(CudaRecorder()) if (device, evaluate_by, choice) == ("cuda", "side", "") else None
+    stays_in_place = evaluate_by == "side" or injects_together(device, composition)
+    return CallGraphs(CudaRecorder()) if device == "cuda" and choice == "" and stays_in_place else None

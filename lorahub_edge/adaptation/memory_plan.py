@@ -187,7 +187,8 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
     lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
     groups = bucket_rows(workload.examples, limits, is_seq2seq=base.family.is_seq2seq)
-    n_kept = 1 if graphs_on(base.device.type, workload.evaluate_by) is None else 2  # a recording, and what is launched
+    graphs = graphs_on(base.device.type, workload.evaluate_by, workload.composition)
+    n_kept = 1 if graphs is None else 2  # a recording, and what is launched
     calls = ([workload.examples[row] for row in rows] for rows in groups)
     search = lanes * max(_call_bytes(examples, sizes, factors, limits, n_kept) for examples in calls)
     if workload.evaluate_by == "inject":

@@ -101,7 +101,7 @@ class PopulationForward:
     ) -> None:
         tokens = tokens_per_call or TOKENS_PER_CALL[base.device.type]
         n = n_lanes(base.device.type, tokens, evaluate_by)
-        self._graphs = graphs_on(base.device.type, evaluate_by)
+        self._graphs = graphs_on(base.device.type, evaluate_by, stack.composition)
         self._turn = base.turn
         with self._turn:  # so that no other thread's training is in the layers that are looked up
             bases = bases_for(base, n)

@@ -123,32 +123,15 @@ def inject_delta(
 
     Cost: four float32 rows of temporary memory per thread.
     """
-    out_features, in_features = _check_layer(codes, row_scale)
+    out_features, in_features = check_layer(codes, row_scale)
     floats = (torch.float32,)
     expect_tensor(_OP, "A", A, dtypes=floats, shape=("rank", in_features), device=codes.device)
     expect_tensor(_OP, "B", B, dtypes=floats, shape=(out_features, A.shape[0]), device=codes.device)
-    injected = _empty_result(codes, dtype, out)
+    injected = empty_result(codes, dtype, out)
     expect_apart(_OP, injected.values, codes=codes, A=A, B=B)
     expect_threads(_OP, n_threads)
-    native = _native(codes.device, n_threads)
-    if native is None:
-        _by_reference(injected, codes, row_scale, A, B, scaling, rounding)
-    else:
-        report = _report_rows(injected)
-        native.module.inject_delta(
-            codes,
-            row_scale,
-            A.detach(),
-            B.detach(),
-            injected.values,
-            injected.row_scale,
-            report,
-            scaling,
-            rounding.kind,
-            rounding.seed,
-            native.where,
-        )
-    return _checked_result(injected)
+    inject_into(injected, codes, row_scale, A, B, scaling, rounding, n_threads)
+    return checked_result(injected)
 
 
 def inject_delta_from_stack(
@@ -185,12 +168,12 @@ def inject_delta_from_stack(
     Cost: on the CPU, A of this one layer and, per thread, four float32 rows and a tile of B; on CUDA, A and B of this
     one layer.
     """
-    out_features, in_features = _check_layer(codes, row_scale)
+    out_features, in_features = check_layer(codes, row_scale)
     c = checked_coefficients(_OP, torch.as_tensor(coefficients)[None], n_modules=A_stack.shape[1])[0]
     _check_stacks(A_stack, B_stack, rank * in_features, rank * out_features, codes.device)
     expect_scales(_OP, "A_scales", A_scales, A_stack)
     expect_scales(_OP, "B_scales", B_scales, B_stack)
-    injected = _empty_result(codes, dtype, out)
+    injected = empty_result(codes, dtype, out)
     stacks = {"A_stack": A_stack, "B_stack": B_stack, "A_scales": A_scales, "B_scales": B_scales}
     expect_apart(_OP, injected.values, codes=codes, **stacks)
     expect_threads(_OP, n_threads)
@@ -213,14 +196,44 @@ def inject_delta_from_stack(
             torch.empty(n_workspace, dtype=torch.float32, device=codes.device),
             injected.values,
             injected.row_scale,
-            _report_rows(injected),
+            report_rows(injected),
             rank,
             scaling,
             rounding.kind,
             rounding.seed,
             native.where,
         )
-    return _checked_result(injected)
+    return checked_result(injected)
+
+
+def inject_into(
+    injected: Injected,
+    codes: torch.Tensor,
+    row_scale: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: float,
+    rounding: Rounding,
+    n_threads: int | None,
+) -> None:
+    """`inject_delta` of checked arguments into a result that is there."""
+    native = _native(codes.device, n_threads)
+    if native is None:
+        _by_reference(injected, codes, row_scale, A, B, scaling, rounding)
+        return
+    native.module.inject_delta(
+        codes,
+        row_scale,
+        A.detach(),
+        B.detach(),
+        injected.values,
+        injected.row_scale,
+        report_rows(injected),
+        scaling,
+        rounding.kind,
+        rounding.seed,
+        native.where,
+    )
 
 
 def _native(device: torch.device, n_threads: int | None) -> Native | None:
@@ -228,7 +241,8 @@ def _native(device: torch.device, n_threads: int | None) -> Native | None:
     return native_for(device, n_threads) if device.type == "cpu" else need_native(_OP, device, n_threads)
 
 
-def _check_layer(codes: torch.Tensor, row_scale: torch.Tensor) -> tuple[int, int]:
+def check_layer(codes: torch.Tensor, row_scale: torch.Tensor) -> tuple[int, int]:
+    """Its out_features and in_features; raises as `inject_delta` does."""
     expect_tensor(_OP, "codes", codes, dtypes=(torch.int8,), shape=("out_features", "in_features"))
     expect_tensor(_OP, "row_scale", row_scale, dtypes=(torch.float32,), shape=(codes.shape[0],), device=codes.device)
     return codes.shape[0], codes.shape[1]
@@ -244,7 +258,8 @@ def _check_stacks(A_stack: torch.Tensor, B_stack: torch.Tensor, n_A: int, n_B: i
         expect(room >= n_values, _OP, f"{name} with room for {n_values} values of each module", room)
 
 
-def _empty_result(codes: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> Injected:
+def empty_result(codes: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> Injected:
+    """What a layer's kernel writes."""
     if dtype not in _VALUES_DTYPES:
         raise TypeError(f"{_OP}: expected dtype int8, bfloat16 or float32, received {dtype}")
     if out is None:
@@ -254,7 +269,7 @@ def _empty_result(codes: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | N
     return Injected(out, rows[4], InjectReport(*rows[:4]))
 
 
-def _report_rows(injected: Injected) -> torch.Tensor:
+def report_rows(injected: Injected) -> torch.Tensor:
     """The four rows of the report as the one array that the kernel writes."""
     first = injected.report.delta_rms
     return first.as_strided((4, len(first)), (len(first), 1))
@@ -276,10 +291,11 @@ def _by_reference(
     values, new_scale, report = reference.inject_delta(*arrays, scaling=scaling, dtype=kind, seed=seed)
     injected.values.copy_(torch.from_numpy(values))
     injected.row_scale.copy_(torch.from_numpy(new_scale))
-    _report_rows(injected).copy_(torch.from_numpy(report))
+    report_rows(injected).copy_(torch.from_numpy(report))
 
 
-def _checked_result(injected: Injected) -> Injected:
+def checked_result(injected: Injected) -> Injected:
+    """The same, with finite scales on the CPU; raises as `inject_delta` does."""
     if injected.values.device.type == "cpu" and not bool(torch.isfinite(injected.row_scale).all()):
         row = int(torch.nonzero(~torch.isfinite(injected.row_scale))[0])
         raise ValueError(f"{_OP}: expected finite values, received {float(injected.row_scale[row])} in row {row}")

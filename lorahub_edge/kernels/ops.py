@@ -15,6 +15,7 @@ from lorahub_edge.kernels.inject_delta import (
     inject_delta,
     inject_delta_from_stack,
 )
+from lorahub_edge.kernels.inject_layers import InjectLayers, LayerToInject
 from lorahub_edge.kernels.int8_epilogue import SidePath, int8_epilogue
 from lorahub_edge.kernels.int8_linear import int8_linear
 from lorahub_edge.kernels.int8_rows import dequantize_rows, quantize_activations, quantize_rows
@@ -24,8 +25,10 @@ __all__ = [
     "NEAREST",
     "Activation",
     "Gate",
+    "InjectLayers",
     "InjectReport",
     "Injected",
+    "LayerToInject",
     "Rounding",
     "SidePath",
     "attention",

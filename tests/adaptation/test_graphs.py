@@ -129,15 +129,16 @@ def test_replays_see_the_candidates_of_their_own_call(composition, kind, precisi
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_route_inject_is_never_recorded(bases, module_folders, monkeypatch):
-    """Its kernels write a report that Python reads between two layers."""
+def test_route_inject_is_recorded_where_all_layers_are_injected_at_once(bases, module_folders, monkeypatch):
     base = load_base(str(bases["t5"]), precision="int8", device="cpu")
     stack = ModuleStack.build(load_modules(module_folders["t5"]), base)
     asked = []
     monkeypatch.setattr(population, "graphs_on", lambda *of: asked.append(of))
     PopulationForward(base, stack, PromptFormat.for_base(base).encode_all(EXAMPLES), evaluate_by="inject")
-    assert asked == [("cpu", "inject")]
-    assert graphs_on("cuda", "inject") is None
+    assert asked == [("cpu", "inject", "factors")]
+    assert graphs_on("cuda", "inject", "factors") is not None
+    assert graphs_on("cuda", "inject", "deltas") is None
+    assert graphs_on("cpu", "inject", "factors") is None
 
 
 class StaysThere(TorchDispatchMode):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lorahub_edge
-from lorahub_edge.adaptation import PopulationForward
+from lorahub_edge.adaptation import PopulationForward, injection
 from lorahub_edge.adaptation.injection import Injection
 from lorahub_edge.adaptation.population import ROUTES
 from lorahub_edge.base import load_base
@@ -86,6 +86,16 @@ def test_a_candidate_does_not_depend_on_those_before_it(parts):
     stack = ModuleStack.build(modules, base)
     together = losses(base, stack, encoded, COEFFICIENTS, "inject")
     assert torch.equal(losses(base, stack, encoded, COEFFICIENTS[3:4], "inject")[0], together[3])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_layers_injected_together_give_what_they_give_one_by_one(parts, dtype, monkeypatch):
+    """As on a GPU: composed at once into one place, and injected from there."""
+    base, modules, encoded = parts
+    stack = ModuleStack.build(modules, base, dtype=dtype)
+    one_by_one = losses(base, stack, encoded, COEFFICIENTS, "inject")
+    monkeypatch.setattr(injection, "injects_together", lambda device, composition: True)
+    assert torch.equal(losses(base, stack, encoded, COEFFICIENTS, "inject"), one_by_one)
 
 
 def test_a_float_base_is_refused_and_an_unknown_route_named(bases, module_folders, example_file):

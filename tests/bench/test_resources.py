@@ -58,3 +58,9 @@ def test_no_kernel_may_run_fewer_warps_or_spill_more(tmp_path, change, compiler,
     if change is not None:
         found["op", "86", "k"] = replace(before, **change)
     assert bool(resources.compare(found, compiler, records)) is is_wrong
+
+
+def test_the_threads_of_a_block_are_found_in_every_kernel():
+    assert {resources.threads_of(resources.KERNELS / f"{op}.cu") for op in resources.OPS} == {128, 256}
+    with pytest.raises(SystemExit, match=r"devices\.cu: expected 'constexpr int kThreads"):
+        resources.threads_of(resources.KERNELS / "devices.cu")

@@ -12,18 +12,12 @@ from tests.kernels import test_compose_factors as compose
 from tests.kernels.cuda_helpers import DEVICE, FLOATS, moved, needs_gpu, on_gpu, shifted
 from tests.kernels.helpers import SIZES, Stack, assert_same_bytes, stack_from
 from tests.kernels.test_inject_delta import SCALING, STACK_DTYPES, Layer, assert_injected, inject_stacks, layer_of
+from tests.kernels.test_inject_layers import SHAPES, assert_same_result, to_inject
 
 pytestmark = needs_gpu
 
 DTYPES = (torch.int8, *FLOATS)
 ROUNDINGS = (ops.Rounding(), ops.Rounding("stochastic", seed=2**40 + 7))
-
-
-def assert_same_result(a: ops.Injected, b: ops.Injected) -> None:
-    assert_same_bytes(a.values, b.values)
-    assert_same_bytes(a.row_scale, b.row_scale)
-    for name in ("delta_rms", "error", "survived", "n_clipped"):
-        assert_same_bytes(getattr(a.report, name), getattr(b.report, name))
 
 
 def assert_rounded(injected: ops.Injected, layer: Layer, rounding: ops.Rounding) -> None:
@@ -65,11 +59,6 @@ def test_ranks(rank: int, in_features: int) -> None:
     layer = layer_of(7, in_features, rank)
     for dtype in DTYPES:
         assert_injected(moved(on_gpu(layer).inject(dtype=dtype), "cpu"), layer, ROUNDINGS[0])
-
-
-def test_says_which_rank_is_too_large() -> None:
-    with pytest.raises(ValueError, match="inject_delta: rank: expected at most 2048 on CUDA, received 2049"):
-        on_gpu(layer_of(1, 1, 2049)).inject()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -154,3 +143,21 @@ def test_values_beyond_the_codes_are_cut_and_counted() -> None:
     assert injected.row_scale.item() == smallest
     assert injected.values.tolist() == [[127, -127, 1]]
     assert injected.report.n_clipped.item() == 2
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=lambda r: r.kind)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", [SHAPES, (*SHAPES, (5, 257, 3))], ids=["wide", "one layer is narrow"])
+def test_layers_together_equal_layers_alone(shapes, dtype: torch.dtype, rounding: ops.Rounding) -> None:
+    """The report is compared where the layer's columns are read alike: elsewhere its sums have another order."""
+    layers = [on_gpu(layer_of(*shape, seed=seed)) for seed, shape in enumerate(shapes)]
+    together = ops.InjectLayers([to_inject(layer, dtype) for layer in layers], rounding=rounding)
+    for scale in (1.0, -0.5):
+        for layer in layers:
+            layer.A.mul_(scale)
+        for layer, received in zip(layers, together.inject(), strict=True):
+            expected = layer.inject(dtype=dtype, rounding=rounding)
+            assert_same_bytes(received.values, expected.values)
+            assert_same_bytes(received.row_scale, expected.row_scale)
+            if shapes == SHAPES:
+                assert_same_result(received, expected)

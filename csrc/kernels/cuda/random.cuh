@@ -1,6 +1,8 @@
 // Random numbers of stochastic rounding: a hash of seed, row and column, the same as on the CPU and in the NumPy twin.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include "../../core.h"
 
 namespace lorahub_edge::cuda {

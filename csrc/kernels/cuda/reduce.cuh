@@ -15,13 +15,10 @@ struct Plus {
   __device__ float operator()(float a, float b) const { return a + b; }
 };
 
-// Replaces N values of each thread by their reduction over all kThreads threads of the block, in every thread. All
-// threads must come here together. Within a warp lanes meet in pairs at distance 16, 8, ... 1; then warps in order.
-template <int kThreads, typename Join, int N, typename V>
-__device__ inline void reduce_over_block(V (&values)[N]) {
-  static_assert(kThreads % kWarp == 0, "whole warps");
-  constexpr int kWarps = kThreads / kWarp;
-  __shared__ V of_warp[kWarps][N];
+// Replaces N values of each thread by their reduction over its warp, in every thread. All lanes must come here
+// together. They meet in pairs at distance 16, 8, ... 1.
+template <typename Join, int N, typename V>
+__device__ inline void reduce_over_warp(V (&values)[N]) {
   const Join join;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -30,6 +27,17 @@ __device__ inline void reduce_over_block(V (&values)[N]) {
       values[i] = join(values[i], __shfl_xor_sync(0xffffffffu, values[i], distance));
     }
   }
+}
+
+// Replaces N values of each thread by their reduction over all kThreads threads of the block, in every thread. All
+// threads must come here together. Warps are joined in order.
+template <int kThreads, typename Join, int N, typename V>
+__device__ inline void reduce_over_block(V (&values)[N]) {
+  static_assert(kThreads % kWarp == 0, "whole warps");
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ V of_warp[kWarps][N];
+  const Join join;
+  reduce_over_warp<Join>(values);
   __syncthreads();  // until here others may still read what an earlier call left
 #pragma unroll
   for (int i = 0; i < N; ++i) {
