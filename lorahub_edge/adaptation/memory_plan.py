@@ -182,7 +182,7 @@ def _workspace_bytes(base: Base | OpenBase, layout: StackLayout, workload: Workl
 
     Beside them lies, in the CPU's memory, the composed module: it is there already when the null control searches.
     """
-    factors = FactorSizes.of(layout, workload.composition)
+    factors = FactorSizes.of(layout, workload.composition, base.compute_dtype)
     sizes = ModelSizes.of(base)
     lanes = n_lanes(base.device.type, tokens_per_call, workload.evaluate_by)
     limits = CallLimits.on(base.device.type, tokens_per_call, n_lanes=lanes)
@@ -210,7 +210,8 @@ def _call_bytes(
     logits = 2 * 4 * sizes.vocab * n_candidates * sum(len(e.target_ids) for e in examples)
     longest = max(map(n_tokens, examples))
     rows = n_candidates * n_rows * (sizes.activation_bytes + factors.inner_bytes)
-    return composed + n_kept * (B + logits + rows + sizes.pair_bytes * longest**2)
+    cast = factors.cast_bytes * n_candidates
+    return composed + n_kept * (B + cast + logits + rows + sizes.pair_bytes * longest**2)
 
 
 def check_budget(plan: MemoryPlan) -> None:

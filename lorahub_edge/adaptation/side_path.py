@@ -105,8 +105,9 @@ class _Factors:
         return self._stack.compose(coefficients, out=self._room[:n_candidates])
 
     def of(self, prepared: torch.Tensor) -> Iterator[Side]:
+        rows = prepared.to(self._dtype)  # at once: a GPU would wait for a cast of each target's A
         for target in self._stack.targets:
-            A_t = target.A(prepared).to(self._dtype).transpose(1, 2)
+            A_t = target.A(rows).transpose(1, 2)
             yield SideFactors(A_t, target.B(prepared).contiguous(), target.scaling)
 
 

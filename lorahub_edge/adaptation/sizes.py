@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from lorahub_edge.base import Base, OpenBase
 from lorahub_edge.base.attention import keeps_pairs
 from lorahub_edge.modules import StackLayout
@@ -15,29 +17,32 @@ class FactorSizes:
     """Bytes of what is made from the stack, on the way from coefficients to outputs.
 
     Attributes:
-        composed_bytes: of each candidate's own factors.
+        composed_bytes: of each candidate's own factors, float32.
+        cast_bytes: of the same in the base's dtype, where that is another.
         shared_bytes: of the factors that all candidates share, of all modules at most, and of one target's on the way.
         inner_bytes: of the inner products of one row, where they are wide.
         module_bytes: of the composed module.
     """
 
     composed_bytes: int
+    cast_bytes: int
     shared_bytes: int
     inner_bytes: int
     module_bytes: int
 
     @classmethod
-    def of(cls, layout: StackLayout, composition: str) -> FactorSizes:
+    def of(cls, layout: StackLayout, composition: str, dtype: torch.dtype) -> FactorSizes:
         values = 4 * BLOCK * layout.n_blocks
         if composition == "factors":
-            return cls(values, 0, 0, values)
+            cast = 0 if dtype == torch.float32 else values // 4 * dtype.itemsize
+            return cls(values, cast, 0, 0, values)
         n = len(layout.names)
         widest = max((t.rank * max(t.in_features, t.out_features) for t in layout.targets), default=0)
         on_the_way = 3 * 4 * n * widest  # as picked, as rows, and as one matrix
         ranks = [(min(n * t.rank, t.in_features, t.out_features), t) for t in layout.targets]
         module = sum(4 * rank * (t.in_features + t.out_features) for rank, t in ranks)
         inner = 2 * 4 * n * max((t.rank for t in layout.targets), default=0)  # and once more as float32
-        return cls(0, n * values + on_the_way, inner, module)
+        return cls(0, 0, n * values + on_the_way, inner, module)
 
 
 @dataclass(frozen=True)

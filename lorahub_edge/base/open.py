@@ -54,6 +54,11 @@ class OpenBase:
         """As `Base.linear_shapes`."""
         return {n: (m.out_features, m.in_features) for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """See `Base`."""
+        return self.dtype
+
     def weight_bytes(self) -> int:
         """What `Base.weight_bytes` will be; more only where the file holds a tied head once more."""
         names = self.checkpoint.names()

@@ -174,7 +174,8 @@ def test_what_a_card_holds_is_counted_part_by_part(long_examples, tmp_path):
     activations = 4 * (4 * d + 4 * inner + 2 * ff)
     logits = 2 * 4 * vocab * n_candidates * n_examples * 7
     pairs = 2 * 4 * 6 * n_tokens**2  # position bias in both stacks
-    call = composed // 2 + logits + n_candidates * n_examples * n_tokens * activations + pairs
+    factors = composed // 2 + composed // 2  # B without gaps, and all of them as bfloat16
+    call = factors + logits + n_candidates * n_examples * n_tokens * activations + pairs
     assert plan.workspace_bytes == composed + 2 * call  # a recorded call beside a launched one
 
 
