@@ -147,7 +147,8 @@ def _tokenizer(model: Any) -> dict[str, Any]:
         "tokenizer.ggml.token_type": [3] * 4 + [1] * (len(words) - 4),
         **{f"tokenizer.ggml.{k}_token_id": i for k, i in (("padding", 0), ("eos", 1), ("unknown", 2), ("bos", 3))},
     }
-    return said if model.config.is_encoder_decoder else {**said, "tokenizer.ggml.merges": ["a a"]}
+    # twice: up to transformers 5.20 a list of one is read as what it holds
+    return said if model.config.is_encoder_decoder else {**said, "tokenizer.ggml.merges": ["a a", "a a"]}
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

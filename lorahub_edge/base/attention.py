@@ -22,8 +22,8 @@ NAME = "lorahub_edge"
 # A single one does not pay for packing its keys.
 _LEAST_QUERIES = 2
 
-# What a layer may ask for that our kernel does not know; torch's refuses it, or says what it leaves out.
-_TORCHS_OWN = ("softcap", "output_attentions", "cache")
+# What a layer may ask for that our kernel does not know; torch's says what it leaves out.
+_TORCHS_OWN = ("output_attentions", "cache")
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
@@ -31,7 +31,9 @@ def use_own_attention(model: PreTrainedModel) -> None:
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
-        model.set_attn_implementation(NAME)
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):  # up to transformers 5.19, T5 does not hand it on to its two stacks
+                part.set_attn_implementation(NAME)
         give_biases_by_distance(model)
 
 
@@ -61,7 +63,12 @@ def attention(
 
     Returns:
         (batch, queries, heads, features of a head), and None where others return their weights.
+
+    Raises:
+        ValueError: a softcap is asked for, which neither kernel has; open.py gives such a base another attention.
     """
+    if others.get("softcap") is not None:
+        raise ValueError(f"attention: expected no softcap, received {others['softcap']}; use transformers' 'eager'")
     n_queries, n_keys = query.shape[2], key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     seen_by_rule = attention_mask is None and (not causal or n_queries == n_keys)

@@ -104,7 +104,7 @@ def open_base(spec: str, *, precision: str, device: str) -> OpenBase:
         if family.is_seq2seq and not 0 <= config.decoder_start_token_id < config.vocab_size:
             raise ValueError(f"decoder_start_token_id {config.decoder_start_token_id} is no token")
         with init_empty_weights(include_buffers=False):
-            model = family.auto_class.from_config(config, dtype=dtype)
+            model = family.auto_class.from_config(config, dtype=dtype, attn_implementation=_attention_of(config))
         match_tensors(model, family, checkpoint)
     tokenizer = _load_tokenizer(source, config, header)
     return OpenBase(source, tokenizer, family, model, checkpoint, precision, torch_device, dtype)
@@ -175,6 +175,14 @@ def _load_tokenizer(source: Source, config: PreTrainedConfig, header: GgufHeader
     if tokenizer.vocab_files_names and not has_vocabulary:  # ByT5 needs none; for other types an empty one is made up
         raise UnsupportedFormat(lacks)
     return tokenizer
+
+
+def _attention_of(config: PreTrainedConfig) -> str | None:
+    """The attention that computes all a config asks for, or None for transformers' own choice.
+
+    torch's operation has no softcap, and transformers chooses it all the same up to 5.20, without the cap.
+    """
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
 
 
 def _float_dtype(precision: str, device: torch.device) -> torch.dtype:

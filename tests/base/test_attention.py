@@ -91,11 +91,12 @@ def test_only_int8_bases_whose_attention_is_one_operation(bases):
     exact = load_base(str(bases["t5"]), precision="fp32", device="cpu").model
     assert exact.config._attn_implementation == "sdpa"
     assert not any("compute_bias" in vars(module) for module in exact.modules())
-    # gemma2 caps its scores, which torch's operation does not
-    assert load_base(str(bases["gemma2"]), device="cpu").model.config._attn_implementation == "eager"
+    for precision in ("int8", "fp32"):  # gemma2 caps its scores, which torch's operation does not
+        gemma = load_base(str(bases["gemma2"]), precision=precision, device="cpu")
+        assert gemma.model.config._attn_implementation == "eager"
 
 
-def test_what_the_kernel_does_not_know_is_refused_by_torch():
+def test_what_neither_kernel_knows_is_refused():
     query = torch.randn(1, 2, 5, 8)
     with pytest.raises(ValueError, match="softcap"):
         attention.attention(torch.nn.Module(), query, query, query, None, scaling=1.0, softcap=50.0)
