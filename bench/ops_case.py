@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 FEATURES, RANK, TOKENS = 1024, 16, 640  # FLAN-T5-large's width, LoRAHub's rank
@@ -34,3 +34,16 @@ class Case:
             name: round(timings[probe]["median_ms"] * factor, 4)  # type: ignore[operator]
             for name, (probe, factor) in self.floors.items()
         }
+
+
+@dataclass(frozen=True)
+class GpuCase(Case):
+    """A case of bench.ops_gpu.
+
+    Attributes:
+        n_launches: of the call that queues most.
+        wall_calls: contender -> call that is timed from the host, waiting for its end.
+    """
+
+    n_launches: int = 1
+    wall_calls: Mapping[str, Callable[[], object]] = field(default_factory=dict)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from bench.ops_case import FEATURES, RANK, Case
+from bench.ops_case import FEATURES, RANK, GpuCase
 from bench.ops_factors import BLOCK, N_MODULES, N_TARGETS, N_VALUES
-from bench.ops_peers import torch_inject, torch_quantize, torch_side_path
+from bench.ops_gpu_int8 import epilogue_case, product_cases, quantize_case
+from bench.ops_peers import torch_inject
 from bench.records import RESULTS, append, make_record
 from bench.timing import in_turns, summary
 from bench.timing_gpu import (
@@ -37,20 +37,6 @@ from bench.timing_gpu import (
 from lorahub_edge.kernels import ops
 
 BENCH = "ops-gpu"
-TOKENS, N_GROUPS = 4160, 13
-
-
-@dataclass(frozen=True)
-class GpuCase(Case):
-    """A case of bench.ops, on the GPU.
-
-    Attributes:
-        n_launches: of the call that queues most.
-        wall_calls: contender -> call that is timed from the host, waiting for its end.
-    """
-
-    n_launches: int = 1
-    wall_calls: Mapping[str, Callable[[], object]] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -79,6 +65,8 @@ def cases(names: list[str]) -> Iterator[GpuCase]:
         yield quantize_case()
     if "int8_epilogue" in names:
         yield epilogue_case()
+    if "int8_product" in names:
+        yield from product_cases()
 
 
 # -- compose_factors --------------------------------------------------------------------------------------------------
@@ -224,60 +212,6 @@ def stack_calls(layers: list[tuple[torch.Tensor, ...]]) -> tuple[Callable[[], No
     return kernels, through_ops
 
 
-# -- quantize_activations, int8_epilogue ------------------------------------------------------------------------------
-
-
-def quantize_case() -> GpuCase:
-    """The inputs of one layer: 13 candidates of 320 tokens."""
-    x = torch.randn(TOKENS, FEATURES, device=GPU).bfloat16()
-    codes, row_scale = torch.empty_like(x, dtype=torch.int8), torch.empty(TOKENS, device=GPU)
-    module, where = native()
-    calls: dict[str, Callable[[], object]] = {
-        "ours": lambda: module.quantize_rows(x, codes, row_scale, where),
-        "plain torch": lambda: torch_quantize(x),
-        COPY: copy_probe(),
-    }
-
-    def check() -> None:
-        module.quantize_rows(x, codes, row_scale, where)
-        exact = x.double() / row_scale.double()[:, None]
-        torch.testing.assert_close(row_scale.double(), x.double().abs().amax(1) / 127, rtol=2.0**-24, atol=0)
-        torch.testing.assert_close(codes.double(), exact, rtol=0, atol=0.5001)
-
-    setup: dict[str, object] = {"tokens": TOKENS, "features": FEATURES, "dtype": "bfloat16"}
-    floors = {"bytes": bytes_floor(x, codes, row_scale)}
-    wall = {"ours through ops": lambda: ops.quantize_activations(x)}
-    return GpuCase("quantize_activations", setup, calls, check, floors, n_repeats=51, n_launches=10, wall_calls=wall)
-
-
-def epilogue_case() -> GpuCase:
-    """The output of one layer: 13 candidates of 320 tokens, with a rank-16 side path and without."""
-    product = torch.randint(-(10**6), 10**6, (TOKENS, FEATURES), dtype=torch.int32, device=GPU)
-    x_scale, row_scale = torch.rand(TOKENS, device=GPU), torch.rand(FEATURES, device=GPU)
-    inner, B = torch.randn(TOKENS, RANK, device=GPU), torch.randn(N_GROUPS, FEATURES, RANK, device=GPU)
-    side, out = ops.SidePath(inner, B), torch.empty(TOKENS, FEATURES, device=GPU)
-    module, where = native()
-    calls: dict[str, Callable[[], object]] = {
-        "ours": lambda: module.int8_epilogue(product, x_scale, row_scale, None, None, None, out, where),
-        "ours, with side path": lambda: module.int8_epilogue(product, x_scale, row_scale, None, inner, B, out, where),
-        "plain torch, with side path": lambda: torch_side_path(product, x_scale, row_scale, side),
-        COPY: copy_probe(),
-    }
-
-    def check() -> None:
-        module.int8_epilogue(product, x_scale, row_scale, None, inner, B, out, where)
-        main = product.double() * x_scale.double()[:, None] * row_scale.double()
-        terms = inner.double().view(N_GROUPS, -1, RANK) @ B.double().mT
-        bound = (RANK + 5) * 2.0**-24 * (main.abs() + inner.abs().sum(1, keepdim=True) * B.abs().max())
-        if not bool(((out - main - terms.reshape(TOKENS, FEATURES)).abs() <= bound).all()):
-            raise AssertionError("int8_epilogue: an output is wrong")
-
-    setup: dict[str, object] = {"tokens": TOKENS, "features": FEATURES, "rank": RANK, "groups": N_GROUPS}
-    floors = {"bytes": bytes_floor(product, out, inner, B)}
-    wall = {"ours through ops": lambda: ops.int8_epilogue(product, x_scale, row_scale, side=side)}
-    return GpuCase("int8_epilogue", setup, calls, check, floors, n_repeats=51, n_launches=10, wall_calls=wall)
-
-
 def _say(
     case: GpuCase, timings: dict[str, dict[str, object]], wall: dict[str, dict[str, object]], floors: dict[str, float]
 ) -> None:
@@ -290,7 +224,7 @@ def _say(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ops_gpu", description=__doc__.partition("\n")[0])
-    all_ops = ["compose_factors", "inject_delta", "quantize_activations", "int8_epilogue"]
+    all_ops = ["compose_factors", "inject_delta", "quantize_activations", "int8_epilogue", "int8_product"]
     parser.add_argument("--ops", nargs="+", choices=all_ops, default=all_ops)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
     return parser

@@ -6,6 +6,7 @@ from lorahub_edge.kernels import reference
 from lorahub_edge.kernels.checks import expect, expect_tensor, expect_threads
 from lorahub_edge.kernels.gated_activation import Gate, expect_gate, gated_activation
 from lorahub_edge.kernels.int8_epilogue import OUT_DTYPES, SidePath, expect_terms, int8_epilogue
+from lorahub_edge.kernels.int8_product import int8_product
 from lorahub_edge.kernels.routes import native_for
 
 _OP = "int8_linear"
@@ -62,7 +63,7 @@ def int8_linear(
     expect_threads(_OP, n_threads)
     if x.device.type != "cpu":
         terms = {"bias": bias, "side": side, "dtype": dtype, "n_threads": n_threads}
-        y = int8_epilogue(_product(x, w), x_scale[:, 0], row_scale, **terms)  # type: ignore[arg-type]
+        y = int8_epilogue(int8_product(x, w), x_scale[:, 0], row_scale, **terms)  # type: ignore[arg-type]
         return y if gate is None else gated_activation(gate.values, y, activation=gate.activation, out=gate.values)
     inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
     native = native_for(x.device, n_threads)
@@ -98,11 +99,3 @@ def _check(
         expect(fits, _OP, f"x_scale with blocks of a multiple of 4 of {in_features} features", f"{n_blocks} blocks")
         expect(device.type == "cpu", _OP, f"x_scale with one block on {device}", n_blocks)
     expect_terms(_OP, n_rows, len(w), row_scale, bias, side, device)
-
-
-def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """int32 (n_rows, out_features), on CUDA."""
-    import bitsandbytes  # noqa: F401  registers the operator; slow to import, so only where it is used
-
-    product: torch.Tensor = torch.ops.bitsandbytes.int8_linear_matmul(x, w)
-    return product

@@ -81,9 +81,28 @@ def native_for(device: torch.device, n_threads: int | None) -> Native | None:
     if extension is None:
         return None
     if device.type == "cuda":
+        if device.index not in (None, torch.cuda.current_device()):
+            extension = _MadeCurrent(extension, device)
         return Native(extension, torch.cuda.current_stream(device).cuda_stream)
     isa()  # a wrong LORAHUB_EDGE_ISA is reported as the user's error
     return Native(extension, torch.get_num_threads() if n_threads is None else n_threads)
+
+
+class _MadeCurrent:
+    """An extension whose ops run while a device is the current one: torch exports no tensor of another by DLPack."""
+
+    def __init__(self, extension: Any, device: torch.device) -> None:
+        self._extension = extension
+        self._device = device
+
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(self._extension, name)
+
+        def call(*arguments: Any) -> Any:
+            with torch.cuda.device(self._device):
+                return op(*arguments)
+
+        return call
 
 
 def need_native(op: str, device: torch.device, n_threads: int | None) -> Native:

@@ -1,5 +1,9 @@
 """Which kernels run, and that it never changes in silence."""
 
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +70,42 @@ def test_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         InvalidInput, match="LORAHUB_EDGE_KERNELS: expected 'native', 'reference' or nothing, received 'fast'"
     ):
         ops.route("cpu")
+
+
+class OnTheSecondGpu:
+    """Exports itself as torch's tensors do: only while its device is the current one."""
+
+    def __dlpack__(self) -> str:
+        if torch.cuda.current_device() != 1:
+            raise BufferError("Can't export tensors on a different CUDA device index")
+        return "exported"
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """torch as on a machine with two GPUs, the first of them current; the list's only value is the current one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], device.index
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", made_current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=40 + device.index))
+    return current
+
+
+def test_an_op_on_the_second_gpu_makes_it_current(monkeypatch: pytest.MonkeyPatch, two_gpus: list[int]) -> None:
+    extension = SimpleNamespace(op=lambda tensor, stream: (tensor.__dlpack__(), stream))
+    monkeypatch.setattr(routes, "import_extension", lambda _: extension)
+    first, second = (routes.need_native("op", torch.device("cuda", index), None) for index in (0, 1))
+    assert first.module is extension
+    assert second.module.op(OnTheSecondGpu(), second.where) == ("exported", 41)
+    with pytest.raises(BufferError):
+        first.module.op(OnTheSecondGpu(), first.where)
+    assert two_gpus == [0]
