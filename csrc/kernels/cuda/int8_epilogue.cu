@@ -62,7 +62,8 @@ struct Side {
   alignas(16) float B[kDepth][kTileColumns + 4];
   float inner[kTileRows][kDepth];
 
-  // Fills in k from first_k on; what lies outside the tile stays as it was.
+  // Fills in k from first_k on. Where a thread's rows end outside the tile, zeros stand for the rest of them; what lies
+  // beyond stays as it was, and nobody reads it.
   __device__ void stage(const Int8EpilogueArgs& args, const Tile& tile, index_t first_k, int depth) {
     const float* from_B = args.B + (tile.group * args.out_features + tile.first_column) * args.rank + first_k;
     for (int i = threadIdx.x; i < tile.n_columns * kDepth; i += kThreads) {
@@ -70,9 +71,10 @@ struct Side {
       if (k < depth) B[k][column] = __ldg(from_B + column * args.rank + k);
     }
     const float* from_inner = args.side + tile.first_row * args.rank + first_k;
-    for (int i = threadIdx.x; i < tile.n_rows * kDepth; i += kThreads) {
+    const int n_rows = (tile.n_rows + kRows - 1) / kRows * kRows;
+    for (int i = threadIdx.x; i < n_rows * kDepth; i += kThreads) {
       const int row = i / kDepth, k = i % kDepth;
-      if (k < depth) inner[row][k] = __ldg(from_inner + row * args.rank + k);
+      if (k < depth) inner[row][k] = row < tile.n_rows ? __ldg(from_inner + row * args.rank + k) : 0.0f;
     }
   }
 };
@@ -112,9 +114,11 @@ __device__ void scale_products(const Int8EpilogueArgs& args, const Part<W>& part
   }
 }
 
-// Adds the k that lie in shared memory. Threads outside the tile add what nobody stores.
+// Adds the k that lie in shared memory. Threads that lie outside the tile have nothing to do; others add to all their
+// rows: zeros where some are outside.
 template <int W>
-__device__ void add_side(const Side<W>& side, int depth, float (&y)[kRows][W]) {
+__device__ void add_side(const Side<W>& side, const Part<W>& part, int depth, float (&y)[kRows][W]) {
+  if (part.n_rows <= 0) return;
   const int column = threadIdx.x % kWarp * W;
   const int row = threadIdx.x / kWarp * kRows;
   for (int k = 0; k < depth; ++k) {
@@ -143,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) epilogue_kernel(Int8EpilogueArgs arg
       __syncthreads();  // until here others may still read what was staged before
       side.stage(args, tile, first_k, depth);
       __syncthreads();
-      add_side(side, depth, y);
+      add_side(side, part, depth, y);
     }
     T* out = static_cast<T*>(args.out) + part.first_row * args.out_features + part.column;
 #pragma unroll

@@ -1,0 +1,20 @@
+"""The CUDA kernels on the CPU: their sources, a stand-in for CUDA, and the GPU's tests. `make emulate` runs it.
+
+    rewrite.py   csrc/kernels/cuda as C++: launches, shared memory and inline PTX become calls
+    build.py     the extension, once with address and undefined-behaviour sanitizers, once with the race detector
+    native/      cuda_runtime.h that the sources include; a scheduler whose threads are fibers; races.cpp; the runtime
+    device.py    a device "cuda:0" for torch, in CPU memory
+    emulator.py  the built extension in the place of lorahub_edge._native_cuda
+    plugin.py    for pytest: tests marked `needs_gpu` run
+    fuzz.py      random cases, to the bits of the CPU's kernels
+    planted.py   bugs put into copies of the kernels: each has to be found
+    __main__.py  all of this, from one seed
+
+What it shows: that the kernels compute what they should, in any order of blocks and threads; that no access is outside its
+array, misaligned or unordered, and no shared memory read before it is written; that barriers and shuffles are reached by
+all; and that everything above them, up to `PopulationForward`, works with tensors of the device. What it cannot show:
+speed, occupancy, what nvcc makes of the sources, launches that overlap on streams, recordings as graphs, and results of
+libraries that compute on a GPU in another order than on a CPU (matrix products).
+
+It needs Linux and GCC. The switch between fibers is the compiler's own, so the processor may be any.
+"""
