@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
-CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard tests/cuda_on_cpu/native/*)
 
-.PHONY: help demo test clients bench bench-quick lint format build sanitize fuzz cross-check callgrind resources docs tables clean
+.PHONY: help demo test clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check callgrind resources docs tables clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo "make format  write the formatting that lint asks for"
 	@echo "make build   install the package into $(VENV)"
 	@echo "make sanitize     run the kernels' tests with address and undefined-behaviour sanitizers"
+	@echo "make emulate      run the GPU's tests without one: the CUDA kernels on the CPU, in an order drawn from EMULATE_SEED"
+	@echo "make emulate-all  the same with more random cases, and every planted bug has to be found (half an hour)"
 	@echo "make callgrind    compare the kernels' instruction counts with the recorded ones (needs valgrind)"
 	@echo "make resources    compare the CUDA kernels' registers and occupancy with the recorded ones (needs nvcc)"
 	@echo "make fuzz         read mutated files for FUZZ_SECONDS (default 600), from seed FUZZ_SEED on"
@@ -87,6 +89,14 @@ sanitize: $(VENV)/.installed-dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=tests/sanitize LORAHUB_EDGE_SANITIZED=$(CURDIR)/build/sanitize \
 	  $(BIN)/python -m pytest -q tests/kernels --ignore-glob='*cuda*'
+
+# Each run draws another seed and prints it; EMULATE_SEED=N repeats that run.
+EMULATE := $(BIN)/python -m tests.cuda_on_cpu $(if $(EMULATE_SEED),--seed $(EMULATE_SEED))
+emulate: $(VENV)/.installed-dev
+	$(EMULATE)
+
+emulate-all: $(VENV)/.installed-dev
+	$(EMULATE) --cases 3000 --planted all
 
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1000

@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,16 +59,15 @@ def build(folder: Path, kinds: Sequence[str] = tuple(KINDS), *, csrc: Path = ROO
     """
     sources = folder / "sources"
     copy_rewritten(csrc, sources)
-    shared = [*_binding_jobs(sources)]
-    jobs = {kind: [*shared, *_kernel_jobs(kind, sources), *_emulator_jobs(kind)] for kind in kinds}
+    bindings = _binding_jobs(sources)
+    jobs = {kind: [*bindings, *_kernel_jobs(kind, sources), *_emulator_jobs(kind)] for kind in kinds}
     every = list(dict.fromkeys(job for of_kind in jobs.values() for job in of_kind))
-    digest = _digest_of_headers(sources)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = dict(zip(every, pool.map(lambda job: _compiled(*job, digest, folder), every), strict=True))
+        objects = dict(zip(every, pool.map(lambda job: _compiled(*job, folder), every), strict=True))
     return {kind: _linked(kind, [objects[job] for job in jobs[kind]], folder) for kind in kinds}
 
 
-_Job = tuple[Path, str]  # a source and its flags
+_Job = tuple[Path, str, str]  # a source, its flags, and the digest of what it may include
 
 
 def build_torch_device(folder: Path) -> Path:
@@ -90,12 +89,14 @@ def build_torch_device(folder: Path) -> Path:
 
 def _kernel_jobs(kind: str, sources: Path) -> list[_Job]:
     flags = f"{_KERNELS} {KINDS[kind][0]}"
-    return [(path, flags) for path in sorted(sources.glob("kernels/cuda/*.cu.cpp"))]
+    digest = _digest([*sources.rglob("*.h"), *sources.rglob("*.cuh"), *NATIVE.glob("*.h")])
+    return [(path, flags, digest) for path in sorted(sources.glob("kernels/cuda/*.cu.cpp"))]
 
 
 def _emulator_jobs(kind: str) -> list[_Job]:
     paths = sorted(path for path in NATIVE.glob("*.cpp") if path != TORCH_DEVICE)
-    return [(path, f"{_EMULATOR} {KINDS[kind][1]}") for path in paths]
+    digest = _digest(NATIVE.glob("*.h"))
+    return [(path, f"{_EMULATOR} {KINDS[kind][1]}", digest) for path in paths]
 
 
 def _binding_jobs(sources: Path) -> list[_Job]:
@@ -106,17 +107,16 @@ def _binding_jobs(sources: Path) -> list[_Job]:
     # each has a kOp of its own
     lines = (f'#define kOp kOp_{name}\n#include "{name}.cpp"\n#undef kOp\n' for name in names)
     together.write_text("".join(lines))
-    includes = subprocess.run(
-        [sys.executable, "-m", "pybind11", "--includes"], capture_output=True, text=True, check=True
-    )
-    return [(together, f"{_BINDINGS} {includes.stdout.strip()}")]
+    digest = _digest([*sources.rglob("*.h"), *(path for path in sources.glob("bindings/*.cpp") if path != together)])
+    python = [sys.executable, "-m", "pybind11", "--includes"]
+    includes = subprocess.run(python, capture_output=True, text=True, check=True).stdout.strip()
+    return [(together, f"{_BINDINGS} {includes}", digest)]
 
 
-def _digest_of_headers(sources: Path) -> str:
+def _digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*sources.rglob("*.h"), *sources.rglob("*.cuh"), *sources.rglob("*.cpp"), *NATIVE.glob("*.h")]):
-        if not path.name.endswith(".cu.cpp"):
-            digest.update(path.read_bytes())
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

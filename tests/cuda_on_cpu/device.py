@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
@@ -40,15 +40,16 @@ class CudaTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> CudaTensor:
-        tensor: CudaTensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            held.shape,
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device=DEVICE,
-            requires_grad=held.requires_grad,
-        )
+        with torch.inference_mode(False):  # or views of tensors from outside inference mode would not be possible in it
+            tensor: CudaTensor = torch.Tensor._make_wrapper_subclass(
+                cls,
+                held.shape,
+                strides=held.stride(),
+                storage_offset=held.storage_offset(),
+                dtype=held.dtype,
+                device=DEVICE,
+                requires_grad=held.requires_grad,
+            )
         tensor.held = held
         return tensor
 
@@ -90,18 +91,21 @@ def _computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     here = any(isinstance(tensor, CudaTensor) for tensor in tensors)
     _refuse_mixed(function, tensors, here)
     device = kwargs.get("device")
-    stays = device is None
-    if not stays:
+    if device is not None:
         kwargs = {**kwargs, "device": _CPU}
         here = torch.device(device).type == "cuda"
-        if function.overloadpacket is aten._to_copy and all(isinstance(t, CudaTensor) != here for t in tensors):
-            kwargs["non_blocking"] = False
-    held_args, held_kwargs = tree_map(_held, (args, kwargs))
-    result = function(*held_args, **held_kwargs)
+    result = function(*tree_map(_held, args), **tree_map(_held, kwargs))
     if not here:
         return result
-    on_device = tree_map(lambda leaf: CudaTensor(leaf) if type(leaf) is torch.Tensor else leaf, result)
-    return return_and_correct_aliasing(function, args, kwargs, on_device) if stays and tensors else on_device
+    # what was written in place stays the tensor that it was
+    known = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, CudaTensor)}
+
+    def on_device(leaf: Any) -> Any:
+        return (
+            leaf if not isinstance(leaf, torch.Tensor) else known[id(leaf)] if id(leaf) in known else CudaTensor(leaf)
+        )
+
+    return tree_map(on_device, result)
 
 
 def _held(leaf: Any) -> Any:
@@ -135,9 +139,13 @@ class _FromPython(TorchFunctionMode):
         if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return function(*args, **kwargs).to(device)
-        if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[1], list):
-            args = (args[0], torch.tensor(args[1]), *args[2:])
+        if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            args = (args[0], tree_map(_index, args[1], is_leaf=lambda value: isinstance(value, list)), *args[2:])
         return function(*args, **kwargs)
+
+
+def _index(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, list) else value
 
 
 class _Stream:

@@ -83,9 +83,19 @@ def load_from_environment() -> Emulator:
 
 
 def _imported(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_native_cuda", path)
+    spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def cpu_extension() -> ModuleType:
+    """lorahub_edge._native alone: the package around it takes seconds to import."""
+    package = importlib.util.find_spec("lorahub_edge")
+    assert package is not None
+    for folder in package.submodule_search_locations or ():
+        for path in Path(folder).glob("_native.*.so"):
+            return _imported(path)
+    raise FileNotFoundError("expected lorahub_edge with its native extension, found none: install the package")

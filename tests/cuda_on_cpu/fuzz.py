@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorahub_edge import _native as cpu
 from tests.cuda_on_cpu.device import CudaTensor
-from tests.cuda_on_cpu.emulator import Emulator
+from tests.cuda_on_cpu.emulator import Emulator, cpu_extension
 
 Rng = np.random.Generator
+
+cpu = cpu_extension()
 
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 64, 127, 128, 129, 255, 256, 257, 512, 1000, 1023, 1024, 1028)
 _BESIDE = 40  # bytes behind an output that must stay as they are
@@ -87,12 +88,23 @@ class _Outputs:
         assert not bool(wrong.any()), f"{name}: {int(wrong.sum())} differ, the first at {wrong.nonzero()[0].tolist()}"
 
 
-def _called(emulator: Emulator, op: str, inputs: list[Any], outputs: _Outputs, options: tuple[Any, ...] = ()) -> None:
-    """The op by both extensions, with inputs placed at random."""
-    placed = [_placed(outputs.rng, value) if isinstance(value, torch.Tensor) else value for value in inputs]
-    there = [CudaTensor(value) if isinstance(value, torch.Tensor) else value for value in [*placed, *outputs.on(0)]]
+def _called(
+    emulator: Emulator,
+    op: str,
+    inputs: list[torch.Tensor | None],
+    outputs: _Outputs,
+    options: tuple[Any, ...] = (),
+    *,
+    workspace: int | None = None,
+) -> None:
+    """The op by both extensions, with inputs placed at random; a workspace has so many values on the GPU."""
+    placed = [_placed(outputs.rng, value) for value in inputs]
+    rooms: list[list[torch.Tensor]] = [[], []]
+    if workspace is not None:
+        rooms = [[torch.full((workspace,), torch.nan)], [torch.empty(0)]]
+    there = [None if value is None else CudaTensor(value) for value in [*placed, *rooms[0], *outputs.on(0)]]
     getattr(emulator.module, op)(*there, *options, 0)
-    getattr(cpu, op)(*placed, *outputs.on(1), *options, 1)
+    getattr(cpu, op)(*placed, *rooms[1], *outputs.on(1), *options, 1)
     outputs.assert_nothing_beside()
 
 
@@ -157,16 +169,13 @@ def inject_from_stack(emulator: Emulator, rng: Rng) -> None:
     rank, n_modules, block = int(_one_of(rng, 0, 1, 5, 16)), int(_one_of(rng, 1, 20, 300)), 128
     n_A, n_B = -(-rank * in_features // block), -(-rank * out_features // block)
     stack, scales = _stack(rng, n_A + n_B, n_modules, block)
-    parts = [
-        (stack[:n_A], None if scales is None else scales[:n_A]),
-        (stack[n_A:], None if scales is None else scales[n_A:]),
-    ]
+    A_scales, B_scales = (None, None) if scales is None else (scales[:n_A], scales[n_A:])
     codes, scale = _codes(rng, out_features, in_features), 0.01 * _values(rng, out_features, kind="plain").abs() + 1e-4
-    coefficients, workspace = _values(rng, n_modules, kind="plain"), torch.full(((n_A + n_B) * block,), torch.nan)
+    coefficients = _values(rng, n_modules, kind="plain")
     outputs = _injected(rng, out_features, in_features)
-    (A, A_scales), (B, B_scales) = parts
-    inputs = [codes, scale, A, B, coefficients, A_scales, B_scales, workspace]
-    _called(emulator, "inject_delta_from_stack", inputs, outputs, (rank, 2.0, "nearest", 0))
+    inputs = [codes, scale, stack[:n_A], stack[n_A:], coefficients, A_scales, B_scales]
+    options = (rank, 2.0, "nearest", 0)
+    _called(emulator, "inject_delta_from_stack", inputs, outputs, options, workspace=(n_A + n_B) * block)
     _assert_injected(outputs)
 
 
@@ -208,11 +217,23 @@ def epilogue(emulator: Emulator, rng: Rng) -> None:
 CASES: tuple[Callable[[Emulator, Rng], None], ...] = (compose, inject, rows, epilogue, inject, inject_from_stack)
 
 
-def run(emulator: Emulator, first: int, n: int) -> list[str]:
-    """Cases first to first + n - 1, each with a seed of its own for the emulator too; what failed."""
-    failed = []
+def run(emulator: Emulator, first: int, n: int, *, of: str = "", stop: bool = False) -> list[str]:
+    """Cases first to first + n - 1, each with a seed of its own for the emulator too.
+
+    Args:
+        emulator: installed.
+        first, n: numbers of the cases.
+        of: names of cases, separated by commas; others are left out. All if empty.
+        stop: at the first that fails.
+
+    Returns:
+        What failed, a line each.
+    """
+    failed: list[str] = []
     for number in range(first, first + n):
         case = CASES[number % len(CASES)]
+        if of and case.__name__ not in of.split(","):
+            continue
         emulator.seed(number)
         before = emulator.counts().complaints
         try:
@@ -221,4 +242,6 @@ def run(emulator: Emulator, first: int, n: int) -> list[str]:
             assert complaints == 0, f"{complaints} complaints of the emulator"
         except AssertionError as error:
             failed.append(f"case {number}, {case.__name__}: {str(error).splitlines()[0]}")
+        if failed and stop:
+            break
     return failed
