@@ -1,6 +1,6 @@
 """The losses of the embedded base's candidates by the CUDA kernels, beside those by the CPU's.
 
-Both sides get the engines of a GPU, which has no scales per block, and the CPU's float32 where a GPU would take bfloat16.
+Both sides get the engines of a GPU, which has no scales per block, and float32, where a GPU would take bfloat16.
 """
 
 import numpy as np

@@ -10,13 +10,13 @@
     planted.py   bugs put into copies of the kernels: each has to be found
     __main__.py  all of this, from one seed
 
-What it shows: the kernels compute what they should, in any order of blocks and threads. No access is outside its array,
-misaligned or unordered, and no shared memory is read before it is written. All threads reach their barriers and shuffles.
-Everything above the kernels, up to `PopulationForward`, works with tensors of the device.
+What it shows: the kernels compute what they should, in any order of blocks and threads. No access is outside its
+array, misaligned or unordered, and no shared memory is read before it is written. All threads reach their barriers and
+shuffles. Everything above the kernels, up to `PopulationForward`, works with tensors of the device.
 
-What it cannot show: speed and occupancy; what nvcc makes of the sources; the memory model of real hardware, beyond what
-barriers order; launches that overlap on streams, and recordings as graphs; results of libraries that compute on a GPU in
-another order than on a CPU, as of matrix products.
+What it cannot show: speed and occupancy; what nvcc makes of the sources; the memory model of real hardware, beyond
+what barriers order; launches that overlap on streams, and recordings as graphs; results of libraries that compute on a
+GPU in another order than on a CPU, such as matrix products.
 
 It needs Linux and GCC. The switch between fibers is the compiler's own, so the processor may be any.
 """

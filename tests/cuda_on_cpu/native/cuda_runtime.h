@@ -1,5 +1,6 @@
 // A stand-in for CUDA's runtime header: with it a C++ compiler builds the kernels for the CPU. It has what the kernels
-// of this project use, and nothing else. rewrite.py turns launches, shared memory and inline PTX into calls of emulator.h.
+// of this project use, and nothing else. rewrite.py turns launches, shared memory and inline PTX into calls of
+// emulator.h.
 #pragma once
 
 #include <math.h>
@@ -53,7 +54,8 @@ inline T __shfl_xor_sync(unsigned mask, T value, int distance, const char* file 
   return __bits_as<T>(cuda_on_cpu::shuffle_xor(mask, distance, __bits_as<unsigned>(value), {file, line}));
 }
 
-// -- Memory: a GPU faults where an address is not a multiple of the access's size ----------------------------------------
+// -- Memory: a GPU faults where an address is not a multiple of the access's size
+// ----------------------------------------
 
 template <typename T>
 inline T __ldg(const T* at) {
@@ -74,16 +76,31 @@ inline void store_words(Word* to, Words... words) {
   *to = {words...};
 }
 
-// -- Arithmetic: rounded to nearest, never fused by the compiler --------------------------------------------------------
+// -- Arithmetic: rounded to nearest, never fused by the compiler
+// --------------------------------------------------------
 
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
 
-inline float __uint_as_float(unsigned bits) { return __bits_as<float>(bits); }
-inline float __int_as_float(int bits) { return __bits_as<float>(bits); }
-inline unsigned __float_as_uint(float value) { return __bits_as<unsigned>(value); }
-inline int __float_as_int(float value) { return __bits_as<int>(value); }
+inline float __uint_as_float(unsigned bits) {
+  return __bits_as<float>(bits);
+}
+inline float __int_as_float(int bits) {
+  return __bits_as<float>(bits);
+}
+inline unsigned __float_as_uint(float value) {
+  return __bits_as<unsigned>(value);
+}
+inline int __float_as_int(float value) {
+  return __bits_as<int>(value);
+}
 
 // Saturates; a NaN becomes 0.
 inline int __float2int_rn(float value) {
@@ -94,11 +111,16 @@ inline int __float2int_rn(float value) {
 }
 
 template <typename T>
-inline T min(T a, T b) { return b < a ? b : a; }
+inline T min(T a, T b) {
+  return b < a ? b : a;
+}
 template <typename T>
-inline T max(T a, T b) { return a < b ? b : a; }
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}
 
-// -- The runtime library ------------------------------------------------------------------------------------------------
+// -- The runtime library
+// ------------------------------------------------------------------------------------------------
 
 using cudaStream_t = void*;
 enum cudaError_t {
@@ -126,7 +148,9 @@ cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDriverGetVersion(int* version);
 
 template <typename Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
+  return cudaSuccess;
+}
 
 template <typename Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, Kernel, int, std::size_t) {

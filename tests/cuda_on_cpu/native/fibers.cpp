@@ -1,6 +1,6 @@
 // A fiber is entered once by makecontext and never given up: its loop runs one body after the other. From then on it is
-// switched to and from by the compiler's own setjmp and longjmp, which cost no system call. This file is compiled without
-// sanitizers: they are told of switches, and must not see them as jumps.
+// switched to and from by the compiler's own setjmp and longjmp, which cost no system call. This file is compiled
+// without sanitizers: they are told of switches, and must not see them as jumps.
 #include "fibers.h"
 
 #ifdef CUDA_ON_CPU_ASAN

@@ -19,7 +19,8 @@ struct Thread {
   State state = State::ended;
   Site site{"", 0};  // where it waits
 
-  // What it offers to the other lanes of its warp. Two places: a lane may be one shuffle ahead of those that still take.
+  // What it offers to the other lanes of its warp. Two places: a lane may be one shuffle ahead of those that still
+  // take.
   unsigned offered[2];
   unsigned n_shuffles = 0;
 };
@@ -49,10 +50,10 @@ struct Machine {
   std::size_t dynamic_bytes = 0;
   std::map<std::uintptr_t, std::size_t> statics;  // of this block
 
-  unsigned launch = 0;  // counted from 1
-  unsigned block = 0;   // counted over all launches, from 1
+  unsigned launch = 0;       // counted from 1
+  unsigned block = 0;        // counted over all launches, from 1
   unsigned first_block = 1;  // of this launch
-  unsigned epoch = 0;   // barriers that the block has passed
+  unsigned epoch = 0;        // barriers that the block has passed
 
   bool in_order = true;
   Random random;

@@ -1,6 +1,7 @@
 // The race detector. Kernels of this build are compiled with -fsanitize=thread, whose calls before each access end here
-// instead of in ThreadSanitizer's runtime. Every byte remembers who wrote and who read it last, and since which barrier:
-// two threads that touch a byte without a barrier between, one of them writing, are found in whatever order they ran.
+// instead of in ThreadSanitizer's runtime. Every byte remembers who wrote and who read it last, and since which
+// barrier: two threads that touch a byte without a barrier between, one of them writing, are found in whatever order
+// they ran.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -63,7 +64,7 @@ struct Page {
 };
 
 Page& page_of(std::uintptr_t at) {
-  static auto* const pages = new std::unordered_map<std::uintptr_t, std::unique_ptr<Page>>;
+  static auto* const pages = new std::unordered_map<std::uintptr_t, std::unique_ptr<Page> >;
   static std::uintptr_t last_number = 0;
   static Page* last = nullptr;
   if (last == nullptr || at / kPage != last_number) {
@@ -158,14 +159,14 @@ void end_shared(const void* at, std::size_t n_bytes) {
 }  // namespace cuda_on_cpu
 
 #ifdef CUDA_ON_CPU_RACES
-#define CUDA_ON_CPU_ENTRY(name, size, writes)                                    \
-  extern "C" [[gnu::visibility("default")]] void __tsan_##name(void* at) {       \
-    cuda_on_cpu::access(at, size, writes, __builtin_return_address(0));          \
+#define CUDA_ON_CPU_ENTRY(name, size, writes)                              \
+  extern "C" [[gnu::visibility("default")]] void __tsan_##name(void* at) { \
+    cuda_on_cpu::access(at, size, writes, __builtin_return_address(0));    \
   }
-#define CUDA_ON_CPU_ENTRIES(size)                          \
-  CUDA_ON_CPU_ENTRY(read##size, size, false)               \
-  CUDA_ON_CPU_ENTRY(write##size, size, true)               \
-  CUDA_ON_CPU_ENTRY(unaligned_read##size, size, false)     \
+#define CUDA_ON_CPU_ENTRIES(size)                      \
+  CUDA_ON_CPU_ENTRY(read##size, size, false)           \
+  CUDA_ON_CPU_ENTRY(write##size, size, true)           \
+  CUDA_ON_CPU_ENTRY(unaligned_read##size, size, false) \
   CUDA_ON_CPU_ENTRY(unaligned_write##size, size, true)
 CUDA_ON_CPU_ENTRIES(1)
 CUDA_ON_CPU_ENTRIES(2)

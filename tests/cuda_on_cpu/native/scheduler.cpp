@@ -15,8 +15,8 @@ namespace {
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMostThreads = 1024;
-constexpr std::size_t kMostShared = 48 << 10;   // more needs an attribute, which no kernel here sets
-constexpr int kGarbage = 0xff;                  // floats are NaN, integers -1
+constexpr std::size_t kMostShared = 48 << 10;  // more needs an attribute, which no kernel here sets
+constexpr int kGarbage = 0xff;                 // floats are NaN, integers -1
 
 std::vector<unsigned> drawn_order(unsigned n) {
   Machine& m = the_machine;
