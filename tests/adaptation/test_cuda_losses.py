@@ -17,7 +17,7 @@ from tests.kernels.cuda_helpers import needs_gpu
 
 pytestmark = needs_gpu
 
-EXAMPLES = [Example(f"the number {n}", f"{n} it is") for n in range(3)]
+EXAMPLES = [Example(f"the number {n}", f"{n} it is") for n in range(2)]
 N_MODULES = 4
 
 
@@ -50,7 +50,7 @@ def losses(device, stack_dtype, coefficients, *, composition="factors", evaluate
 def test_cuda_gives_the_cpus_losses(stack_dtype, composition, evaluate_by):
     assert routes.route("cuda") == "native-cuda"
     rng = np.random.default_rng(0)
-    coefficients = torch.from_numpy(np.concatenate([np.zeros((1, N_MODULES)), rng.uniform(-1.5, 1.5, (3, N_MODULES))]))
+    coefficients = torch.from_numpy(np.concatenate([np.zeros((1, N_MODULES)), rng.uniform(-1.5, 1.5, (2, N_MODULES))]))
     options = {"composition": composition, "evaluate_by": evaluate_by}
     expected = losses("cpu", stack_dtype, coefficients, **options)
     got = losses("cuda", stack_dtype, coefficients, **options)

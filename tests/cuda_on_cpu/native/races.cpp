@@ -90,6 +90,8 @@ void for_each_byte(std::uintptr_t at, std::size_t n_bytes, F f) {
 
 // "file:line" of an instruction, where addr2line is installed.
 std::string place_of(const void* code) {
+  static long n_asked = 0;
+  if (++n_asked > 20) return "";  // it takes a while, and more is not printed
   Dl_info info{};
   dladdr(code, &info);
   char command[4200], line[500] = "";
@@ -104,10 +106,8 @@ std::string place_of(const void* code) {
 }
 
 void report(const char* what, bool shared, const void* code, const Access& other) {
-  static long n_reported = 0;
-  const std::string place = ++n_reported > 10 ? "" : place_of(code);
   const std::string thread = other.thread == kAny ? "several threads" : "thread " + std::to_string(other.thread);
-  complain(shared ? "race in shared memory" : "race in global memory", place + " " + what + " by " + thread);
+  complain(shared ? "race in shared memory" : "race in global memory", place_of(code) + " " + what + " by " + thread);
 }
 
 // Complains of an access that is out of order; whether it was.
@@ -117,7 +117,7 @@ bool is_wrong(const Byte& byte, const Access& now, bool writes, std::uintptr_t a
   } else if (writes && byte.read.races_with(now)) {
     report("writes after a read", the_machine.is_shared(at), code, byte.read);
   } else if (!writes && byte.is_unwritten()) {
-    report("reads what nobody wrote", true, code, byte.write);
+    complain("read of shared memory that nobody wrote", place_of(code));
   } else {
     return false;
   }

@@ -53,7 +53,7 @@ bool release(unsigned first, unsigned last, State state, const char* kind) {
 bool release_barrier() {
   Machine& m = the_machine;
   if (!release(0, m.n_threads, State::at_barrier, "barriers that do not match")) return false;
-  ++m.epoch;
+  if (++m.epoch == 0xffff) complain("too many barriers", "the race detector counts 65,534 of a block");
   ++m.counts.barriers;
   return true;
 }
