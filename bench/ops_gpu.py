@@ -19,7 +19,7 @@ import torch
 
 from bench.ops_case import FEATURES, RANK, GpuCase
 from bench.ops_factors import BLOCK, N_MODULES, N_TARGETS, N_VALUES
-from bench.ops_gpu_int8 import epilogue_case, product_cases, quantize_case
+from bench.ops_gpu_int8 import epilogue_case, linear_case, product_cases, quantize_case
 from bench.ops_peers import torch_inject
 from bench.records import RESULTS, append, make_record
 from bench.timing import in_turns, summary
@@ -67,6 +67,8 @@ def cases(names: list[str]) -> Iterator[GpuCase]:
         yield epilogue_case()
     if "int8_product" in names:
         yield from product_cases()
+    if "int8_linear" in names:
+        yield linear_case()
 
 
 # -- compose_factors --------------------------------------------------------------------------------------------------

@@ -88,3 +88,31 @@ def _product_case(n_rows: int, out_features: int) -> GpuCase:
     setup: dict[str, object] = {"tokens": n_rows, "in_features": FEATURES, "out_features": out_features}
     floors = {"bytes": bytes_floor(x, w, torch.empty(n_rows, out_features, dtype=torch.int32, device="meta"))}
     return GpuCase("int8_product", setup, calls, check, floors, n_repeats=51, n_launches=10)
+
+
+def linear_case() -> GpuCase:
+    """A whole layer with its side path: our kernel, and a product in memory with our epilogue behind it."""
+    x, w = (torch.randint(-127, 128, (n, FEATURES), dtype=torch.int8, device=GPU) for n in (TOKENS, FEATURES))
+    x_scale, row_scale = torch.rand(TOKENS, 1, device=GPU), torch.rand(FEATURES, device=GPU)
+    inner, B = torch.randn(TOKENS, RANK, device=GPU), torch.randn(N_GROUPS, FEATURES, RANK, device=GPU)
+    side, out = ops.SidePath(inner, B), torch.empty(TOKENS, FEATURES, dtype=torch.bfloat16, device=GPU)
+    module, where = native()
+
+    def fused() -> None:
+        module.int8_linear(x, x_scale, w, row_scale, None, inner, B, None, "", out, where)
+
+    def in_two(by: str) -> torch.Tensor:
+        return ops.int8_epilogue(int8_product(x, w, by=by), x_scale[:, 0], row_scale, side=side, dtype=torch.bfloat16)
+
+    calls: dict[str, Callable[[], object]] = {"ours": fused}
+    calls |= {f"{name}, then ours": lambda by=name: in_two(by) for name in PRODUCTS}  # type: ignore[misc]
+    calls[COPY] = copy_probe()
+
+    def check() -> None:
+        fused()
+        if not torch.equal(out, in_two("bitsandbytes")):
+            raise AssertionError("int8_linear: an output is not what the product and int8_epilogue make")
+
+    setup: dict[str, object] = {"tokens": TOKENS, "features": FEATURES, "rank": RANK, "groups": N_GROUPS}
+    floors = {"bytes": bytes_floor(x, w, out, inner, B)}
+    return GpuCase("int8_linear", setup, calls, check, floors, n_repeats=51, n_launches=10)

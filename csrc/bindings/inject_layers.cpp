@@ -45,8 +45,8 @@ cuda::InjectTable table_of(const std::vector<LayerObjects>& layers, const std::s
   return cuda::InjectTable(all);
 }
 
-void inject(const cuda::InjectTable& table, const py::object& place, std::int64_t stream) {
-  const Array at(place, {kOp, "table"}, Access::read);
+void inject_layers(const cuda::InjectTable& table, const py::object& place, std::int64_t stream) {
+  const Array at(place, {kOp, "place"}, Access::read);
   at.expect_shape({static_cast<index_t>(table.bytes.size())});
   const cuda::Where where = where_of(stream, at.device());
   const void* bytes = at.data_of<std::int8_t>();
@@ -64,8 +64,9 @@ void register_inject_layers(py::module_& module) {
           [](const cuda::InjectTable& table) {
             return py::bytes(reinterpret_cast<const char*>(table.bytes.data()), table.bytes.size());
           },
-          "What has to lie in the GPU's memory.")
-      .def("inject", &inject, py::arg("table"), py::arg(kWhereName), "Write all layers with their deltas added.");
+          "What has to lie in the GPU's memory.");
+  module.def(kOp, &inject_layers, py::arg("table"), py::arg("place"), py::arg(kWhereName),
+             "Write all layers with their deltas added; see lorahub_edge.kernels.ops.InjectLayers.");
 }
 
 }  // namespace lorahub_edge::bindings

@@ -1,4 +1,3 @@
-// Only in the CPU's module: CUDA has its int8 product from elsewhere, and int8_epilogue after it.
 #include "../kernels/int8_linear.h"
 
 #include "activations.h"
@@ -16,7 +15,7 @@ constexpr const char* kOp = "int8_linear";
 
 void int8_linear(const py::object& x, const py::object& x_scale, const py::object& w, const py::object& row_scale,
                  const py::object& bias, const py::object& side, const py::object& B, const py::object& gate,
-                 const std::string& activation, const py::object& out, std::int64_t n_threads) {
+                 const std::string& activation, const py::object& out, std::int64_t where) {
   const Array x_array(x, {kOp, "x"}, Access::read);
   const Array x_scale_array(x_scale, {kOp, "x_scale"}, Access::read);
   const Array w_array(w, {kOp, "w"}, Access::read);
@@ -47,16 +46,17 @@ void int8_linear(const py::object& x, const py::object& x_scale, const py::objec
     args.gate = gate_array->data();
     args.activation = activation_named(kOp, activation);
   }
+  const here::Where place = where_of(where, x_array.device());
   py::gil_scoped_release no_gil;
-  cpu::int8_linear(args, {n_threads});
+  here::int8_linear(args, place);
 }
 
 }  // namespace
 
 void register_int8_linear(py::module_& module) {
   module.def(kOp, &int8_linear, py::arg("x"), py::arg("x_scale"), py::arg("w"), py::arg("row_scale"), py::arg("bias"),
-             py::arg("side"), py::arg("B"), py::arg("gate"), py::arg("activation"), py::arg("out"),
-             py::arg("n_threads"), "Write an int8 layer's output; see lorahub_edge.kernels.ops.int8_linear.");
+             py::arg("side"), py::arg("B"), py::arg("gate"), py::arg("activation"), py::arg("out"), py::arg(kWhereName),
+             "Write an int8 layer's output; see lorahub_edge.kernels.ops.int8_linear.");
 }
 
 }  // namespace lorahub_edge::bindings

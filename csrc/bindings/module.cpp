@@ -22,5 +22,4 @@ PYBIND11_MODULE(_native, module) {
   lorahub_edge::bindings::register_ops(module);
   lorahub_edge::bindings::register_attention(module);
   lorahub_edge::bindings::register_gated_activation(module);
-  lorahub_edge::bindings::register_int8_linear(module);
 }

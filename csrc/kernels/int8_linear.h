@@ -24,4 +24,9 @@ namespace cpu {
 void int8_linear(const Int8LinearArgs& args, Where where);
 }
 
+// From compute capability 8.0 on, for one block and no gate; rows of x and w begin at multiples of 16 bytes.
+namespace cuda {
+void int8_linear(const Int8LinearArgs& args, Where where);
+}
+
 }  // namespace lorahub_edge

@@ -83,7 +83,8 @@ class InjectLayers:
                 inject_into(result, *parts, self._rounding, None)
                 checked_result(result)
         elif self._layers:
-            self._table.inject(self._place, need_native(_OP, self._device, None).where)
+            native = need_native(_OP, self._device, None)
+            native.module.inject_layers(self._table, self._place, native.where)
         return self.results
 
 

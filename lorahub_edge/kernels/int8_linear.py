@@ -6,8 +6,8 @@ from lorahub_edge.kernels import reference
 from lorahub_edge.kernels.checks import expect, expect_tensor, expect_threads
 from lorahub_edge.kernels.gated_activation import Gate, expect_gate, gated_activation
 from lorahub_edge.kernels.int8_epilogue import OUT_DTYPES, SidePath, expect_terms, int8_epilogue
-from lorahub_edge.kernels.int8_product import int8_product
-from lorahub_edge.kernels.routes import native_for
+from lorahub_edge.kernels.int8_product import int8_product, is_fused
+from lorahub_edge.kernels.routes import native_for, need_native
 
 _OP = "int8_linear"
 _MOST_FEATURES = (2**31 - 1) // (127 * 128)  # whose products an int32 can add up
@@ -53,7 +53,8 @@ def int8_linear(
         TypeError: a dtype is not as above.
         KernelUnavailable, InvalidInput: see `route` and `isa`.
 
-    Cost: the CPU kernel keeps no product in memory; elsewhere an int32 product of the output's shape.
+    Cost: the kernel keeps no product in memory. On CUDA it is used if LORAHUB_EDGE_INT8_PRODUCT says so, see
+    `int8_product`; otherwise there is an int32 product of the output's shape.
     """
     _check(x, x_scale, w, row_scale, bias, side)
     if dtype not in OUT_DTYPES:
@@ -62,8 +63,7 @@ def int8_linear(
         expect_gate(_OP, gate, (len(x), len(w)), dtype, x.device)
     expect_threads(_OP, n_threads)
     if x.device.type != "cpu":
-        terms = {"bias": bias, "side": side, "dtype": dtype, "n_threads": n_threads}
-        y = int8_epilogue(int8_product(x, w), x_scale[:, 0], row_scale, **terms)  # type: ignore[arg-type]
+        y = _on_gpu(x, x_scale, w, row_scale, bias, side, dtype)
         return y if gate is None else gated_activation(gate.values, y, activation=gate.activation, out=gate.values)
     inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
     native = native_for(x.device, n_threads)
@@ -75,8 +75,26 @@ def int8_linear(
         return y.to(dtype) if gate is None else gate.values.copy_(y)
     out = torch.empty(len(x), len(w), dtype=dtype) if gate is None else gate.values
     values, activation = (None, "") if gate is None else (gate.values.detach(), gate.activation)
-    terms = (bias, inner, B, values, activation)  # type: ignore[assignment]
+    terms = (bias, inner, B, values, activation)
     native.module.int8_linear(x, x_scale, w, row_scale, *terms, out.detach(), native.where)
+    return out
+
+
+def _on_gpu(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    w: torch.Tensor,
+    row_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    side: SidePath | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    if not is_fused(x, w):
+        return int8_epilogue(int8_product(x, w), x_scale[:, 0], row_scale, bias=bias, side=side, dtype=dtype)
+    native = need_native(_OP, x.device, None)
+    inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
+    out = torch.empty(len(x), len(w), dtype=dtype, device=x.device)
+    native.module.int8_linear(x, x_scale, w, row_scale, bias, inner, B, None, "", out, native.where)
     return out
 
 

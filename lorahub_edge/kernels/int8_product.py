@@ -1,4 +1,8 @@
-"""The int32 product of int8 codes on a GPU, where the kernel is not ours: bitsandbytes' or torch's, both cuBLASLt's."""
+"""Who multiplies int8 codes on a GPU: bitsandbytes or torch, both by cuBLASLt, or the kernel of int8_linear itself.
+
+The first two write an int32 product, which `int8_epilogue` reads again. The environment variable
+LORAHUB_EDGE_INT8_PRODUCT names one of them, or "fused" for ours, which keeps its sums in registers.
+"""
 
 import os
 from collections.abc import Callable
@@ -19,16 +23,15 @@ def int8_product(x: torch.Tensor, w: torch.Tensor, *, by: str | None = None) -> 
     Args:
         x: int8 (n_rows, in_features).
         w: int8 (out_features, in_features), C-contiguous.
-        by: "bitsandbytes" or "torch"; if None what the environment variable LORAHUB_EDGE_INT8_PRODUCT names, or
-            bitsandbytes.
+        by: "bitsandbytes" or "torch"; if None what the environment variable names, or bitsandbytes.
 
     Returns:
         int32 (n_rows, out_features), C-contiguous.
 
     Raises:
-        InvalidInput: the variable names neither of them.
+        InvalidInput: the variable names something else.
     """
-    product = PRODUCTS[by or _chosen()]
+    product = PRODUCTS[by or _chosen().replace(FUSED, "bitsandbytes")]
     n_rows, n_out = len(x), len(w)
     missing = -x.shape[1] % product.multiple
     x, w = _padded(x, max(0, product.least_rows - n_rows), missing), _padded(w, 0, missing)
@@ -38,6 +41,20 @@ def int8_product(x: torch.Tensor, w: torch.Tensor, *, by: str | None = None) -> 
     if n_behind:
         parts.append(product.multiply(x, _padded(w[last:], product.multiple - n_behind, 0))[:n_rows, :n_behind])
     return parts[0] if last == n_out else torch.cat(parts, dim=1)
+
+
+def is_fused(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether the kernel of int8_linear is to make these outputs: where it was asked for and can.
+
+    It needs compute capability 8.0, and rows that begin at multiples of 16 bytes.
+
+    Raises:
+        InvalidInput: see `int8_product`.
+    """
+    if _chosen() != FUSED or x.device.type != "cuda":
+        return False
+    starts = (x.shape[1], x.data_ptr(), w.data_ptr())
+    return torch.cuda.get_device_capability(x.device) >= (8, 0) and all(start % 16 == 0 for start in starts)
 
 
 def _padded(codes: torch.Tensor, n_rows: int, n_columns: int) -> torch.Tensor:
@@ -67,8 +84,11 @@ def _by_torch(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 PRODUCTS = {"bitsandbytes": _Product(_by_bitsandbytes, 1, 4), "torch": _Product(_by_torch, 17, 8)}
 
 
+FUSED = "fused"
+
+
 def _chosen() -> str:
-    name = os.environ.get("LORAHUB_EDGE_INT8_PRODUCT") or "bitsandbytes"
-    if name not in PRODUCTS:
-        raise InvalidInput(f"LORAHUB_EDGE_INT8_PRODUCT: expected {' or '.join(PRODUCTS)}, received {name!r}")
+    name, names = os.environ.get("LORAHUB_EDGE_INT8_PRODUCT") or "bitsandbytes", (*PRODUCTS, FUSED)
+    if name not in names:
+        raise InvalidInput(f"LORAHUB_EDGE_INT8_PRODUCT: expected one of {', '.join(names)}, received {name!r}")
     return name

@@ -22,7 +22,7 @@ from tests.cuda_on_cpu.build import KINDS, ROOT, BuildFailed, build, build_torch
 from tests.cuda_on_cpu.planted import BUGS, findings
 
 FOLDER = ROOT / "build" / "cuda_on_cpu"
-TESTS = ["tests/kernels/test_cuda.py", "tests/kernels/test_cuda_inject.py", "tests/kernels/test_cuda_twins.py"]
+TESTS = [f"tests/kernels/test_cuda{of}.py" for of in ("", "_inject", "_linear", "_twins")]
 # What stands above the kernels launches them thousands of times; whether they race is known by then.
 TESTS_ABOVE = {"sanitized": ["tests/adaptation/test_cuda_losses.py"], "races": []}
 PLANTED_CASES = 300  # at most, for each planted bug

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tests.cuda_on_cpu.rewrite import copy_rewritten
+from tests.cuda_on_cpu.rewrite import NATIVE, copy_rewritten
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-NATIVE = HERE / "native"
 TORCH_DEVICE = NATIVE / "torch_device.cpp"
 
 _SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer"
@@ -100,7 +99,7 @@ def _emulator_jobs(kind: str) -> list[_Job]:
 
 def _binding_jobs(sources: Path) -> list[_Job]:
     """One source that includes all bindings: pybind11's headers take far longer than they do."""
-    cpu_only = ("module", "attention", "gated_activation", "int8_linear")
+    cpu_only = ("module", "attention", "gated_activation")
     names = [path.stem for path in sorted(sources.glob("bindings/*.cpp")) if path.stem not in cpu_only]
     together = sources / "bindings/together.cpp"
     # each has a kOp of its own

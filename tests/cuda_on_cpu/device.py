@@ -156,6 +156,7 @@ class _Stream:
 
 _CUDA: dict[str, Callable[..., Any]] = {
     "is_available": lambda: True,
+    "get_device_capability": lambda *_: (9, 0),
     "_lazy_init": lambda: None,
     "device_count": lambda: 1,
     "current_device": lambda: 0,

@@ -49,11 +49,14 @@ def _codes(rng: Rng, *shape: int) -> torch.Tensor:
     return torch.from_numpy(rng.integers(-128, 128, shape).astype(np.int8))
 
 
-def _placed(rng: Rng, tensor: torch.Tensor | None) -> torch.Tensor | None:
+_SHIFTS = (0, 0, 0, 1, 2, 4, 16)
+
+
+def _placed(rng: Rng, tensor: torch.Tensor | None, shifts: tuple[int, ...] = _SHIFTS) -> torch.Tensor | None:
     """A copy that ends where its allocation does, at an address that fits accesses of one value or of several."""
     if tensor is None:
         return None
-    shift = int(_one_of(rng, 0, 0, 0, 1, 2, 4, 16))
+    shift = int(_one_of(rng, *shifts))
     view = torch.empty(tensor.numel() + shift, dtype=tensor.dtype)[shift:].view(tensor.shape)
     return view.copy_(tensor)
 
@@ -179,6 +182,52 @@ def inject_from_stack(emulator: Emulator, rng: Rng) -> None:
     _assert_injected(outputs)
 
 
+def inject_layers(emulator: Emulator, rng: Rng) -> None:
+    """A table of layers, twice: its arrays have other values the second time."""
+    rounding, seed = _one_of(rng, "nearest", "stochastic"), int(rng.integers(0, 2**63))
+    layers = []
+    for shape in [(int(_one_of(rng, 0, 1, 31, 65)), int(_one_of(rng, 64, 256, 260, 257)))] * 2 + [(33, 128)]:
+        out_features, in_features = shape
+        rank = int(_one_of(rng, 0, 1, 16, 20))
+        inputs = [_codes(rng, *shape), 0.01 * _values(rng, out_features).abs()]
+        inputs += [_values(rng, rank, in_features, kind="plain"), _values(rng, out_features, rank)]
+        outputs = _Outputs(rng)
+        outputs.make("values", shape, torch.int8)
+        outputs.make("scale", (out_features,), torch.float32)
+        outputs.make("report", (4, out_features), torch.float32)
+        layers.append(([_placed(rng, tensor) for tensor in inputs], outputs))
+    there = [(*map(CudaTensor, inputs), *map(CudaTensor, outputs.on(0)), 2.0) for inputs, outputs in layers]
+    table = emulator.module.InjectTable(there, rounding, seed)
+    place = CudaTensor(torch.frombuffer(bytearray(table.bytes), dtype=torch.int8))
+    for _ in range(2):
+        emulator.module.inject_layers(table, place, 0)
+        for inputs, outputs in layers:
+            cpu.inject_delta(*inputs, *outputs.on(1), 2.0, rounding, seed, 1)
+            outputs.assert_nothing_beside()
+            _assert_injected(outputs)
+            inputs[2].mul_(-0.5)
+
+
+def linear(emulator: Emulator, rng: Rng) -> None:
+    n_groups = int(_one_of(rng, 1, 2, 3, 13, 60))
+    n_rows, out_features = n_groups * int(_one_of(rng, 1, 2, 5, 33)), int(_one_of(rng, 1, 2, 7, 63, 64, 65, 130, 200))
+    in_features, rank = 16 * int(_one_of(rng, 1, 3, 4, 5, 8, 13)), int(_one_of(rng, 1, 3, 16, 17, 33))
+    codes = [_placed(rng, _codes(rng, n, in_features).clamp_(min=-127), (0, 16)) for n in (n_rows, out_features)]
+    scales = [_placed(rng, _values(rng, *shape, kind="plain").abs()) for shape in ((n_rows, 1), (out_features,))]
+    bias = _placed(rng, _values(rng, out_features, kind="plain")) if rng.random() < 0.5 else None
+    side: list[torch.Tensor | None] = [None, None]
+    if rng.random() < 0.8:
+        side = [_placed(rng, _values(rng, *s, kind="plain")) for s in ((n_rows, rank), (n_groups, out_features, rank))]
+    outputs = _Outputs(rng)
+    outputs.make("out", (n_rows, out_features), _one_of(rng, torch.float32, torch.bfloat16))
+    inputs = [codes[0], scales[0], codes[1], scales[1], bias, *side]
+    there = [None if value is None else CudaTensor(value) for value in inputs]
+    emulator.module.int8_linear(*there, None, "", CudaTensor(outputs.on(0)[0]), 0)
+    cpu.int8_linear(*inputs, None, "", outputs.on(1)[0], 1)
+    outputs.assert_nothing_beside()
+    outputs.assert_same("out")
+
+
 def rows(emulator: Emulator, rng: Rng) -> None:
     n_rows, n_columns = int(_one_of(rng, 0, 1, 3, 33)), int(_one_of(rng, *SIZES))
     dtype = _one_of(rng, torch.float32, torch.bfloat16)
@@ -214,7 +263,9 @@ def epilogue(emulator: Emulator, rng: Rng) -> None:
     outputs.assert_same("out")
 
 
-CASES: tuple[Callable[[Emulator, Rng], None], ...] = (compose, inject, rows, epilogue, inject, inject_from_stack)
+CASES: tuple[Callable[[Emulator, Rng], None], ...] = (
+    compose, inject, rows, epilogue, inject_layers, linear, inject, inject_from_stack,
+)  # fmt: skip
 
 
 def run(emulator: Emulator, first: int, n: int, *, of: str = "", stop: bool = False) -> list[str]:

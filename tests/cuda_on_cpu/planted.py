@@ -26,13 +26,14 @@ class Bug:
     wrong: str
 
 
-_COMPOSE, _INJECT, _EPILOGUE, _ROWS = "compose_factors.cu", "inject_delta.cu", "int8_epilogue.cu", "int8_rows.cu"
+_COMPOSE, _INJECT, _EPILOGUE, _ROWS = "compose_factors.cu", "inject_rows.cuh", "int8_epilogue.cu", "int8_rows.cu"
+_LAYERS, _LINEAR = "inject_layers.cu", "int8_linear.cu"
 _REDUCE, _VALUES = "reduce.cuh", "values.cuh"
 _BARRIER = "__syncthreads();"
 _OLDER = f"{_BARRIER}  // until here others may still read what"
 _STORED = "if (c < n_candidates) store_streaming"
-_EXACT = "return __fadd_rn(base[r][w], delta[r][w]);"
-_FUSED = "return fmaf(base[r][w], 1.0000001f, delta[r][w]);"
+_EXACT = "return __fadd_rn(base(r, w), delta[r][w]);"
+_FUSED = "return fmaf(widened(codes[r].at[w]), row_scale[r], delta[r][w]);"
 _JOINED = "values[i] = join(values[i], __shfl"
 _HALF_TO_EVEN = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
 
@@ -43,12 +44,31 @@ BUGS = (
     Bug("compose: the next module's scale", _COMPOSE, "k], scales + k)", "k], scales + k + 1)"),
     Bug("compose: one candidate too many is stored", _COMPOSE, _STORED, _STORED.replace("<", "<=")),
     Bug("compose: strides twice as long", _COMPOSE, "chunk += step)", "chunk += 2 * step)"),
-    Bug("inject: no barrier after staging B", _INJECT, f"    {_BARRIER}\n    round_rows", "    round_rows"),
+    Bug("inject: no barrier before staging", _INJECT, f"{_OLDER} was staged before", ""),
+    Bug("inject: no barrier after staging", _INJECT, f"depth);\n      {_BARRIER}", "depth);"),
     Bug("inject: rows behind the last", _INJECT, "first + r < last ? first + r : last", "first + r"),
     Bug("inject: the key of another row", _INJECT, "(args.seed, row)", "(args.seed, row + 1)"),
     Bug("inject: base and delta fused", _INJECT, _EXACT, _FUSED),
-    Bug("inject: repeated rows report too", _INJECT, "threadIdx.x == r && rows.has(r)", "threadIdx.x == r"),
-    Bug("inject: one k too few", _INJECT, "for (int k = 0; k < rank; ++k) {", "for (int k = 1; k < rank; ++k) {"),
+    Bug("inject: repeated rows are stored too", _INJECT, "if (!rows.has(r)) continue;", ""),
+    Bug("inject: repeated rows report too", _INJECT, "if (rows.has(r)) write", "write"),
+    Bug("inject: one k too few", _INJECT, "for (int k = 0; k < depth; ++k) {", "for (int k = 1; k < depth; ++k) {"),
+    Bug("inject: columns outside are not zero", _INJECT, "float columns[W] = {};", "float columns[W];"),
+    Bug("inject: the table's first layer", _LAYERS, "table.layer_of_group[group]", "0"),
+    Bug(
+        "inject: a layer is overwritten in use",
+        _LAYERS,
+        f"{_BARRIER}  // until here others may still read the layer before",
+        "",
+    ),
+    Bug("inject: a layer is read too early", _LAYERS, f"[group]];\n    {_BARRIER}", "[group]];"),
+    Bug("linear: does not wait for copies", _LINEAR, "wait_for_copies<kSteps - 2>", "wait_for_copies<kSteps - 1>"),
+    Bug("linear: fetches over what is read", _LINEAR, f"{_BARRIER}  // the step is there", "//"),
+    Bug("linear: the side path over what is read", _LINEAR, f"      {_OLDER} was in this memory", ""),
+    Bug("linear: a tile over what is read", _LINEAR, f"    {_OLDER} was in this memory", ""),
+    Bug("linear: chunks in another order", _LINEAR, "(row >> 1 & 3)", "(row & 3 & number)"),
+    Bug("linear: the first candidate's B", _LINEAR, "(group * args.out_features + tile", "(tile"),
+    Bug("linear: a candidate's row too many", _LINEAR, "Of::row(r) >= end", "Of::row(r) > end"),
+    Bug("linear: features behind the last", _LINEAR, "&& feature < in_features", ""),
     Bug("reduce: no barrier before the values", _REDUCE, f"{_OLDER} an earlier call left", ""),
     Bug("reduce: no barrier after the values", _REDUCE, f"  }}\n  {_BARRIER}\n", "  }\n"),
     Bug("reduce: one warp left out", _REDUCE, "warp < kWarps; ++warp", "warp < kWarps - 1; ++warp"),
@@ -72,7 +92,10 @@ BUGS = (
 )
 
 # The fuzz cases that a file's kernels take part in; all where none are named.
-_CASES = {_COMPOSE: "compose", _INJECT: "inject", _EPILOGUE: "epilogue", _ROWS: "rows", _REDUCE: "inject,rows"}
+_CASES = {
+    _COMPOSE: "compose", _INJECT: "inject", _LAYERS: "inject_layers", _LINEAR: "linear", _EPILOGUE: "epilogue",
+    _ROWS: "rows", _REDUCE: "inject,rows",
+}  # fmt: skip
 
 # A kind of build, its library and the fuzz cases -> exit status and output of a fuzz until the first failure.
 Fuzz = Callable[[str, Path, str], tuple[int, str]]

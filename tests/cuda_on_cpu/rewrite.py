@@ -6,12 +6,15 @@
     asm volatile("st.global.v2.u32 ...");           store_words(to, x, y);
     constexpr index_t kMostBlocks = ...;            drawn for each launch, so that small arrays need strides too
 
-Everything else is compiled as it stands. Whatever is left that only nvcc knows stops the build.
+A header that is all PTX has a stand-in of its name in native/. Everything else is compiled as it stands. Whatever is
+left that only nvcc knows stops the build.
 """
 
 import re
 import shutil
 from pathlib import Path
+
+NATIVE = Path(__file__).parent / "native"
 
 _LAUNCH = re.compile(r"(\w+)<<<(.*?)>>>\((.*?)\);", re.S)
 _DYNAMIC = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
@@ -51,6 +54,8 @@ def copy_rewritten(source: Path, target: Path) -> None:
     """Copy csrc with every .cu as .cu.cpp, so that compilers take it for C++."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
+    for stand_in in NATIVE.glob("*.cuh"):
+        shutil.copy(stand_in, target / "kernels/cuda")
     for path in [*target.rglob("*.cu"), *target.rglob("*.cuh")]:
         text = rewritten(path.read_text(), path.name)
         path.unlink()

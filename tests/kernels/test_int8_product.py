@@ -49,5 +49,5 @@ def test_a_fitting_product_is_not_copied(strict: str, monkeypatch: pytest.Monkey
 def test_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAHUB_EDGE_INT8_PRODUCT", "cutlass")
     ones = torch.ones(4, 4, dtype=torch.int8)
-    with pytest.raises(InvalidInput, match="expected bitsandbytes or torch, received 'cutlass'"):
+    with pytest.raises(InvalidInput, match="expected one of bitsandbytes, torch, fused, received 'cutlass'"):
         int8_product(ones, ones)

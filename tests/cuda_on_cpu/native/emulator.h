@@ -30,6 +30,31 @@ void declare_shared(void* at, std::size_t n_bytes);
 void barrier(Site site);
 unsigned shuffle_xor(unsigned mask, int distance, unsigned value, Site site);
 
+// What a lane offers to the others of its warp.
+struct Offered {
+  unsigned words[6];
+};
+
+// What all 32 lanes offer, in order. They come here together.
+void exchange(const Offered& mine, Offered (&all)[32], Site site);
+
+// 16 bytes on their way into shared memory, or zeros.
+struct Copy {
+  void* to;
+  const void* from;
+  bool inside;
+};
+
+// Whether the next copy is made as late as it may be; drawn from the seed.
+bool is_late();
+void keep_copy(const Copy& copy);
+
+// Ends a group of this thread's copies.
+void commit_copies();
+
+// The oldest kept copy of all but the last n groups of this thread; false where there is none.
+bool take_copy(int n_newer, Copy& copy);
+
 // Complains unless the address is a multiple of the access's size.
 void expect_aligned(const void* at, std::size_t n_bytes);
 

@@ -1,6 +1,7 @@
 // The state of the emulated GPU, shared by the scheduler, the race detector and the runtime library.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,8 +22,10 @@ struct Thread {
 
   // What it offers to the other lanes of its warp. Two places: a lane may be one shuffle ahead of those that still
   // take.
-  unsigned offered[2];
+  Offered offered[2];
   unsigned n_shuffles = 0;
+
+  std::deque<std::vector<Copy>> copies{1};  // that are kept, by group; the last is not committed
 };
 
 // How often something happened, since the process began. Python knows the order.

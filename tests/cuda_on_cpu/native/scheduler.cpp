@@ -113,6 +113,7 @@ void begin_block() {
   for (unsigned t = 0; t < m.n_threads; ++t) {
     m.threads[t]->state = State::ready;
     m.threads[t]->n_shuffles = 0;
+    m.threads[t]->copies.assign(1, {});
   }
 }
 
@@ -182,16 +183,49 @@ void barrier(Site site) {
   Fiber::leave();
 }
 
-unsigned shuffle_xor(unsigned mask, int distance, unsigned value, Site site) {
+void exchange(const Offered& mine, Offered (&all)[32], Site site) {
   Machine& m = the_machine;
   Thread& thread = *m.running;
-  if (mask != 0xffffffffu) complain("a shuffle of less than a warp", text_of(site));
   const unsigned turn = ++thread.n_shuffles % 2;
-  thread.offered[turn] = value;
+  thread.offered[turn] = mine;
   thread.site = site;
   thread.state = State::at_shuffle;
   Fiber::leave();
-  return m.threads[thread.index ^ static_cast<unsigned>(distance)]->offered[turn];
+  const unsigned first = thread.index / kWarp * kWarp;
+  for (unsigned lane = 0; lane < kWarp; ++lane) all[lane] = m.threads[first + lane]->offered[turn];
+}
+
+unsigned shuffle_xor(unsigned mask, int distance, unsigned value, Site site) {
+  if (mask != 0xffffffffu) complain("a shuffle of less than a warp", text_of(site));
+  Offered all[kWarp];
+  exchange({{value}}, all, site);
+  return all[(the_machine.running->index % kWarp) ^ static_cast<unsigned>(distance)].words[0];
+}
+
+bool is_late() {
+  return the_machine.in_order || the_machine.random() % 2 == 0;
+}
+
+void keep_copy(const Copy& copy) {
+  the_machine.running->copies.back().push_back(copy);
+}
+
+void commit_copies() {
+  the_machine.running->copies.emplace_back();
+}
+
+bool take_copy(int n_newer, Copy& copy) {
+  std::deque<std::vector<Copy>>& groups = the_machine.running->copies;
+  while (groups.size() > static_cast<std::size_t>(n_newer) + 1) {
+    std::vector<Copy>& oldest = groups.front();
+    if (!oldest.empty()) {
+      copy = oldest.back();
+      oldest.pop_back();
+      return true;
+    }
+    groups.pop_front();
+  }
+  return false;
 }
 
 }  // namespace cuda_on_cpu
