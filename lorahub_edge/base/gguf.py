@@ -269,12 +269,15 @@ def _halves(rows: np.ndarray[Any, Any], n_heads: int) -> np.ndarray[Any, Any]:
     return ordered
 
 
-def split_as_the_file_says(tokenizer: PreTrainedTokenizerBase, header: GgufHeader) -> None:
-    """Cut text as the model's own tokenizer does, where transformers does not yet.
+def follow_the_file(tokenizer: PreTrainedTokenizerBase, header: GgufHeader) -> None:
+    """Name the special tokens and cut text as the file says, where transformers does not, or not in all versions.
 
     Raises:
         UnsupportedFormat: the file names a way of cutting that is not known, so its tokens would be others.
     """
+    for key, name in _TOKEN_IDS.items():
+        if (token_id := header.metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            setattr(tokenizer, name.removesuffix("_id"), tokenizer.convert_ids_to_tokens(token_id))
     kind = header.metadata.get("tokenizer.ggml.pre", "default")
     if header.metadata.get("tokenizer.ggml.model") != "gpt2":
         return

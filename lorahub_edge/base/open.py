@@ -16,7 +16,7 @@ from lorahub_edge.base.config import check_normalizer, make_config, refuse_forei
 from lorahub_edge.base.contents import match_tensors
 from lorahub_edge.base.families import Family, family_of
 from lorahub_edge.base.files import CONFIG, VOCABULARY_FILES, choose_base_files, choose_weights
-from lorahub_edge.base.gguf import GgufCheckpoint, gguf_config, split_as_the_file_says
+from lorahub_edge.base.gguf import GgufCheckpoint, follow_the_file, gguf_config
 from lorahub_edge.base.gguf_header import GgufHeader
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.sources import Source, local_path, read_json, resolve
@@ -170,7 +170,7 @@ def _load_tokenizer(source: Source, config: PreTrainedConfig, header: GgufHeader
         # the config is given, so that transformers reads no other; code that comes with a base is never run
         tokenizer = AutoTokenizer.from_pretrained(source.folder, config=config, trust_remote_code=False, **gguf)
         if header is not None:
-            split_as_the_file_says(tokenizer, header)
+            follow_the_file(tokenizer, header)
         tokenizer.decode(tokenizer(_PROBE_TEXT).input_ids)  # some settings are looked at when they are needed
     if tokenizer.vocab_files_names and not has_vocabulary:  # ByT5 needs none; for other types an empty one is made up
         raise UnsupportedFormat(lacks)

@@ -187,8 +187,8 @@ def test_a_saved_base_has_a_tokenizer_that_transformers_4_knows(tmp_path):
     assert not isinstance(config.get("extra_special_tokens"), list)
     text = "is a dog </s> red"
     assert AutoTokenizer.from_pretrained(folder)(text).input_ids == base.tokenizer(text).input_ids
-    assert config["eos_token"] == base.tokenizer.eos_token == "</s>"
-    assert config.get("pad_token") == base.tokenizer.pad_token  # up to transformers 5.20 the file's is not read
+    for name, token in {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}.items():  # as the file says
+        assert config[f"{name}_token"] == getattr(base.tokenizer, f"{name}_token") == token
 
 
 def test_a_link_to_a_file_without_a_name_is_read(tmp_path):
