@@ -49,9 +49,9 @@ test: lint
 # torch stays the pinned one; EDGE_TORCH=2.8.0 names another. The tests run where no source tree shadows the wheel. What
 # dependencies say of each other is no failure of ours: warnings are no errors.
 EDGE_TORCH ?=
-EDGE_TESTS := $(addprefix tests/,base/test_attention.py base/test_relative_bias.py base/test_gguf.py base/test_int8.py \
-  adaptation/test_population.py adaptation/test_report.py exporting/test_triton.py exporting/test_verification.py \
-  serve/test_server.py serve/test_generate.py merging train/test_lora.py search/test_optimisers.py cli/test_terminal.py)
+EDGE_TESTS := $(addprefix tests/,base/test_attention.py base/test_relative_bias.py base/test_gguf.py base/test_load_base.py \
+  exporting/test_triton.py exporting/test_verification.py serve/test_server.py merging train/test_lora.py \
+  search/test_optimisers.py cli/test_terminal.py)
 
 test-lowest test-newest: test-%: $(VENV)-%/.installed
 	$(VENV)-$*/bin/python -m pip list --disable-pip-version-check | grep -i -E '^(torch|transformers|numpy|peft|onnx)'
