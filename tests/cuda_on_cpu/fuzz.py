@@ -186,7 +186,8 @@ def inject_layers(emulator: Emulator, rng: Rng) -> None:
     """A table of layers, twice: its arrays have other values the second time."""
     rounding, seed = _one_of(rng, "nearest", "stochastic"), int(rng.integers(0, 2**63))
     layers = []
-    for shape in [(int(_one_of(rng, 0, 1, 31, 65)), int(_one_of(rng, 64, 256, 260, 257)))] * 2 + [(33, 128)]:
+    last = (int(_one_of(rng, 0, 33)), 128)
+    for shape in [(int(_one_of(rng, 0, 1, 31, 65)), int(_one_of(rng, 64, 256, 260, 257)))] * 2 + [last]:
         out_features, in_features = shape
         rank = int(_one_of(rng, 0, 1, 16, 20))
         inputs = [_codes(rng, *shape), 0.01 * _values(rng, out_features).abs()]

@@ -1,8 +1,6 @@
 // inject_layers: the rows of all layers share one grid.
 #include "../inject_layers.h"
 
-#include <cstring>
-
 #include "../../dispatch.h"
 #include "inject_rows.cuh"
 #include "launch.cuh"
@@ -48,12 +46,12 @@ InjectTable::InjectTable(const std::vector<InjectDeltaArgs>& layers) : n_layers(
     args.n_groups += n_groups;
     args.wide = args.wide && is_wide(layer);
   }
-  const std::size_t n_placed = placed.size() * sizeof(InjectLayer),
-                    n_groups = layer_of_group.size() * sizeof(std::int32_t);
-  bytes.resize(n_placed + n_groups);
-  if (bytes.empty()) return;
-  std::memcpy(bytes.data(), placed.data(), n_placed);
-  std::memcpy(bytes.data() + n_placed, layer_of_group.data(), n_groups);
+  const auto append = [&](const auto& values) {
+    const auto* begin = reinterpret_cast<const char*>(values.data());
+    bytes.insert(bytes.end(), begin, begin + values.size() * sizeof(values[0]));
+  };
+  append(placed);
+  append(layer_of_group);
 }
 
 void inject_layers(const InjectTable& table, const void* at, Where where) {
