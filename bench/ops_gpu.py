@@ -226,7 +226,14 @@ def _say(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ops_gpu", description=__doc__.partition("\n")[0])
-    all_ops = ["compose_factors", "inject_delta", "quantize_activations", "int8_epilogue", "int8_product"]
+    all_ops = [
+        "compose_factors",
+        "inject_delta",
+        "quantize_activations",
+        "int8_epilogue",
+        "int8_product",
+        "int8_linear",
+    ]
     parser.add_argument("--ops", nargs="+", choices=all_ops, default=all_ops)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
     return parser

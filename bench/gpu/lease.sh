@@ -31,7 +31,8 @@ step() {
   [ "$code" -eq 0 ] || failed=1
 }
 
-tests=(tests/kernels/test_cuda.py tests/kernels/test_cuda_twins.py tests/kernels/test_cuda_inject.py)
+tests=(tests/kernels/test_cuda.py tests/kernels/test_cuda_twins.py tests/kernels/test_cuda_inject.py
+  tests/kernels/test_cuda_linear.py)
 pytest=("$python" -m pytest -q -rs --noconftest -W default -p no:cacheprovider --maxfail=25 --tb=short)
 bench=("$python" -m)
 make_model=("${bench[@]}" bench.gpu.model "$work")
@@ -51,16 +52,17 @@ first() {
 }
 
 second() {
-  step model 120 "${make_model[@]}"
+  step model 110 "${make_model[@]}"
   step adapt 90 "$python" -m lorahub_edge.cli adapt --base "$work/large" \
     --modules "$work/large-20-modules-rank-16" --examples "$work/task-80-6.jsonl" \
     --budget 40 --no-null-control --device cuda --out "$work/run" --overwrite
   cp "$work/run/manifest.json" "$out/"
   step large-off 60 env LORAHUB_EDGE_CUDA_GRAPHS=off "${adapt[@]}" --contenders ours --out "$out/adapt-gpu-off.jsonl"
   step large-torch 60 env LORAHUB_EDGE_INT8_PRODUCT=torch "${adapt[@]}" --contenders ours --out "$out/adapt-gpu-torch.jsonl"
-  step lorahub 60 "${adapt[@]}" --contenders lorahub --out "$out/adapt-gpu.jsonl"
+  step large-fused 60 env LORAHUB_EDGE_INT8_PRODUCT=fused "${adapt[@]}" --contenders ours --out "$out/adapt-gpu-fused.jsonl"
+  step lorahub 50 "${adapt[@]}" --contenders lorahub --out "$out/adapt-gpu.jsonl"
   TAIL=40 step counters 60 ncu --clock-control none -c 40 \
-    -k 'regex:compose_kernel|inject_kernel|epilogue_kernel|quantize_kernel' \
+    -k 'regex:compose_kernel|inject.*kernel|epilogue_kernel|linear_kernel|quantize_kernel' \
     --metrics "gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,$(
       echo sm__{warps_active.avg.pct_of_peak_sustained_active,throughput.avg.pct_of_peak_sustained_elapsed} | tr ' ' ,)" \
     "${bench[@]}" bench.ops_gpu --ops compose_factors --out "$work/counted.jsonl"

@@ -67,7 +67,7 @@ def lease(tmp_path):
 
 
 FIRST = ["facts", "kernels", "e2e", "graphs", "ops", "large"]
-SECOND = ["model", "adapt", "large-off", "large-torch", "lorahub", "counters", "memcheck"]
+SECOND = ["model", "adapt", "large-off", "large-torch", "large-fused", "lorahub", "counters", "memcheck"]
 
 
 @pytest.mark.parametrize(("part", "steps", "most_s"), [("first", FIRST, 480), ("second", SECOND, 600)])
