@@ -107,8 +107,9 @@ sanitize: $(VENV)/.installed-dev
 
 # Each run draws another seed and prints it; EMULATE_SEED=N repeats that run.
 EMULATE := $(BIN)/python -m tests.cuda_on_cpu $(if $(EMULATE_SEED),--seed $(EMULATE_SEED))
+EMULATE_SHARE ?= 1
 emulate: $(VENV)/.installed-dev
-	$(EMULATE)
+	$(EMULATE) --share $(EMULATE_SHARE)
 
 emulate-all: $(VENV)/.installed-dev
 	$(EMULATE) --cases 3000 --planted all

@@ -57,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.cuda_on_cpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=None, help="of everything random; drawn if left out")
     parser.add_argument("--cases", type=int, default=120, help="fuzz cases of each kind of build")
+    parser.add_argument("--share", type=float, default=1.0, help="of the tests, drawn from the seed; 0 to 1")
     parser.add_argument("--planted", default="1", help="how many planted bugs, or 'all'")
     parser.add_argument("--only-fuzz", action="store_true", help="fuzz in this process")
     parser.add_argument("--of", default="", help="names of fuzz cases, separated by commas; all if left out")
@@ -99,6 +100,7 @@ def _test(arguments: argparse.Namespace, libraries: dict[str, Path], device: Pat
 
     def of_kind(kind: str) -> tuple[int, str]:
         environment = _environment(kind, libraries[kind], device, arguments.seed)
+        environment["CUDA_ON_CPU_SHARE"] = str(arguments.share)
         tests = [*arguments.tests, *TESTS_ABOVE[kind]] if arguments.tests == TESTS else arguments.tests
         steps = [[*pytest, *tests]] if tests else []
         steps.append(_fuzz_command(arguments.seed, arguments.cases))

@@ -7,12 +7,15 @@ Any complaint of the emulator fails the test in which it came and the run; so do
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Generator
 from contextlib import ExitStack
 
 import pytest
 
 from tests.cuda_on_cpu import emulator
+
+SHARE = "CUDA_ON_CPU_SHARE"  # of the tests, 0 to 1
 
 _emulator = emulator.load_from_environment()
 _EMULATED = ExitStack()
@@ -31,7 +34,12 @@ def pytest_sessionstart() -> None:
     _EMULATED.enter_context(_emulator.installed())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here; of the rest keep a share, drawn from the seed."""
+    n_kept = round(float(os.environ.get(SHARE, 1)) * len(items))
+    kept = set(random.Random(os.environ[emulator.SEED]).sample(range(len(items)), n_kept))
+    config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i not in kept])
+    items[:] = [item for i, item in enumerate(items) if i in kept]
     for item in items:
         reason = _OUT_OF_REACH.get(getattr(item, "originalname", item.name))
         if reason is not None:

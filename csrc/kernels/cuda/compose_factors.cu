@@ -137,7 +137,9 @@ void launch_part(const Part& part, Where where) {
   const index_t n_groups = divided_up(part.n_candidates, C);
   Launch how{kOp, where, divided_up(n_chunks, kThreads), kThreads,
              n_groups * part.n_modules * static_cast<index_t>(sizeof(Coefficients<C>))};
-  how.n_blocks = std::min(how.n_blocks, resident_blocks(how, compose_kernel<T, W, C>));
+  // all at once, and each as often through its loop as the others: none has a last round to itself
+  const index_t n_rounds = divided_up(how.n_blocks, resident_blocks(how, compose_kernel<T, W, C>));
+  how.n_blocks = divided_up(how.n_blocks, n_rounds);
   launch(how, compose_kernel<T, W, C>, part);
 }
 
