@@ -7,17 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lorahub_edge.kernels.checks import expect, expect_apart, expect_tensor
-from lorahub_edge.kernels.inject_delta import (
-    NEAREST,
-    Injected,
-    Rounding,
-    check_layer,
-    checked_result,
-    empty_result,
-    inject_into,
-    report_rows,
-)
+from lorahub_edge.kernels.checks import expect
+from lorahub_edge.kernels.inject_delta import inject_into
+from lorahub_edge.kernels.injected import NEAREST, Injected, Rounding, checked_result, report_rows, result_for
 from lorahub_edge.kernels.routes import need_native
 
 _OP = "inject_layers"
@@ -63,7 +55,10 @@ class InjectLayers:
         self._rounding = rounding
         devices = {layer.codes.device for layer in layers}
         expect(len(devices) <= 1, _OP, "layers on one device", f"{len(devices)} devices")
-        self.results = [_result_of(layer) for layer in layers]
+        self.results = [
+            result_for(_OP, layer.codes, layer.row_scale, layer.A, layer.B, layer.out.dtype, layer.out)
+            for layer in layers
+        ]
         self._device = devices.pop() if devices else torch.device("cpu")
         if self._device.type != "cpu":
             native = need_native(_OP, self._device, None)
@@ -86,15 +81,6 @@ class InjectLayers:
             native = need_native(_OP, self._device, None)
             native.module.inject_layers(self._table, self._place, native.where)
         return self.results
-
-
-def _result_of(layer: LayerToInject) -> Injected:
-    out_features, in_features = check_layer(layer.codes, layer.row_scale)
-    floats, device = (torch.float32,), layer.codes.device
-    expect_tensor(_OP, "A", layer.A, dtypes=floats, shape=("rank", in_features), device=device)
-    expect_tensor(_OP, "B", layer.B, dtypes=floats, shape=(out_features, layer.A.shape[0]), device=device)
-    expect_apart(_OP, layer.out, codes=layer.codes, A=layer.A, B=layer.B)
-    return empty_result(layer.codes, layer.out.dtype, layer.out)
 
 
 def _arrays(layer: LayerToInject, result: Injected) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from lorahub_edge.kernels.checks import expect, expect_tensor, expect_threads
 from lorahub_edge.kernels.gated_activation import Gate, expect_gate, gated_activation
 from lorahub_edge.kernels.int8_epilogue import OUT_DTYPES, SidePath, expect_terms, int8_epilogue
 from lorahub_edge.kernels.int8_product import int8_product, is_fused
-from lorahub_edge.kernels.routes import native_for, need_native
+from lorahub_edge.kernels.routes import Native, native_for, need_native
 
 _OP = "int8_linear"
 _MOST_FEATURES = (2**31 - 1) // (127 * 128)  # whose products an int32 can add up
@@ -63,38 +63,37 @@ def int8_linear(
         expect_gate(_OP, gate, (len(x), len(w)), dtype, x.device)
     expect_threads(_OP, n_threads)
     if x.device.type != "cpu":
-        y = _on_gpu(x, x_scale, w, row_scale, bias, side, dtype)
+        if is_fused(x, w):
+            y = _by_kernel(need_native(_OP, x.device, None), x, x_scale, w, row_scale, bias, side, None, dtype)
+        else:
+            y = int8_epilogue(int8_product(x, w), x_scale[:, 0], row_scale, bias=bias, side=side, dtype=dtype)
         return y if gate is None else gated_activation(gate.values, y, activation=gate.activation, out=gate.values)
-    inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
     native = native_for(x.device, n_threads)
-    if native is None:
-        pair = None if inner is None or B is None else (inner.numpy(), B.numpy())
-        arrays = (x.numpy(), x_scale.numpy(), w.numpy(), row_scale.numpy(), None if bias is None else bias.numpy())
-        of_gate = None if gate is None else (gate.values.float().numpy(), gate.activation)
-        y = torch.from_numpy(reference.int8_linear(*arrays, pair, of_gate))
-        return y.to(dtype) if gate is None else gate.values.copy_(y)
-    out = torch.empty(len(x), len(w), dtype=dtype) if gate is None else gate.values
-    values, activation = (None, "") if gate is None else (gate.values.detach(), gate.activation)
-    terms = (bias, inner, B, values, activation)
-    native.module.int8_linear(x, x_scale, w, row_scale, *terms, out.detach(), native.where)
-    return out
+    if native is not None:
+        return _by_kernel(native, x, x_scale, w, row_scale, bias, side, gate, dtype)
+    pair = None if side is None else (side.inner.detach().numpy(), side.B.detach().numpy())
+    arrays = (x.numpy(), x_scale.numpy(), w.numpy(), row_scale.numpy(), None if bias is None else bias.numpy())
+    of_gate = None if gate is None else (gate.values.float().numpy(), gate.activation)
+    y = torch.from_numpy(reference.int8_linear(*arrays, pair, of_gate))
+    return y.to(dtype) if gate is None else gate.values.copy_(y)
 
 
-def _on_gpu(
+def _by_kernel(
+    native: Native,
     x: torch.Tensor,
     x_scale: torch.Tensor,
     w: torch.Tensor,
     row_scale: torch.Tensor,
     bias: torch.Tensor | None,
     side: SidePath | None,
+    gate: Gate | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    if not is_fused(x, w):
-        return int8_epilogue(int8_product(x, w), x_scale[:, 0], row_scale, bias=bias, side=side, dtype=dtype)
-    native = need_native(_OP, x.device, None)
     inner, B = (None, None) if side is None else (side.inner.detach(), side.B.detach())
-    out = torch.empty(len(x), len(w), dtype=dtype, device=x.device)
-    native.module.int8_linear(x, x_scale, w, row_scale, bias, inner, B, None, "", out, native.where)
+    values, activation = (None, "") if gate is None else (gate.values.detach(), gate.activation)
+    out = torch.empty(len(x), len(w), dtype=dtype, device=x.device) if gate is None else gate.values
+    terms = (bias, inner, B, values, activation)
+    native.module.int8_linear(x, x_scale, w, row_scale, *terms, out.detach(), native.where)
     return out
 
 

@@ -7,15 +7,9 @@ LoRA modules, models or files.
 from lorahub_edge.kernels.attention import attention
 from lorahub_edge.kernels.compose_factors import compose_factors
 from lorahub_edge.kernels.gated_activation import Activation, Gate, gated_activation
-from lorahub_edge.kernels.inject_delta import (
-    NEAREST,
-    Injected,
-    InjectReport,
-    Rounding,
-    inject_delta,
-    inject_delta_from_stack,
-)
+from lorahub_edge.kernels.inject_delta import inject_delta, inject_delta_from_stack
 from lorahub_edge.kernels.inject_layers import InjectLayers, LayerToInject
+from lorahub_edge.kernels.injected import NEAREST, Injected, InjectReport, Rounding
 from lorahub_edge.kernels.int8_epilogue import SidePath, int8_epilogue
 from lorahub_edge.kernels.int8_linear import int8_linear
 from lorahub_edge.kernels.int8_rows import dequantize_rows, quantize_activations, quantize_rows

@@ -100,7 +100,7 @@ def _test(arguments: argparse.Namespace, libraries: dict[str, Path], device: Pat
 
     def of_kind(kind: str) -> tuple[int, str]:
         environment = _environment(kind, libraries[kind], device, arguments.seed)
-        environment["CUDA_ON_CPU_SHARE"] = str(arguments.share)
+        environment[emulator.SHARE] = str(arguments.share)
         tests = [*arguments.tests, *TESTS_ABOVE[kind]] if arguments.tests == TESTS else arguments.tests
         steps = [[*pytest, *tests]] if tests else []
         steps.append(_fuzz_command(arguments.seed, arguments.cases))

@@ -18,6 +18,7 @@ from tests.cuda_on_cpu import device
 MODULE = "CUDA_ON_CPU_MODULE"
 TORCH_DEVICE = "CUDA_ON_CPU_TORCH_DEVICE"
 SEED = "CUDA_ON_CPU_SEED"
+SHARE = "CUDA_ON_CPU_SHARE"  # of the tests, 0 to 1
 
 _NAME = "lorahub_edge._native_cuda"
 

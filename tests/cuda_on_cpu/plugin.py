@@ -15,8 +15,6 @@ import pytest
 
 from tests.cuda_on_cpu import emulator
 
-SHARE = "CUDA_ON_CPU_SHARE"  # of the tests, 0 to 1
-
 _emulator = emulator.load_from_environment()
 _EMULATED = ExitStack()
 
@@ -36,7 +34,7 @@ def pytest_sessionstart() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot run here; of the rest keep a share, drawn from the seed."""
-    n_kept = round(float(os.environ.get(SHARE, 1)) * len(items))
+    n_kept = round(float(os.environ.get(emulator.SHARE, 1)) * len(items))
     kept = set(random.Random(os.environ[emulator.SEED]).sample(range(len(items)), n_kept))
     config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i not in kept])
     items[:] = [item for i, item in enumerate(items) if i in kept]
