@@ -88,7 +88,7 @@ def _is_faster_here(query: torch.Tensor) -> bool:
 
 
 def _is_fast_on(device: torch.device) -> bool:
-    return device.type == "cpu" and ops.isa() in ("avx2", "avx512")
+    return device.type == "cpu" and ops.has_wide_floats()
 
 
 def keeps_pairs(base: Base | OpenBase) -> bool:

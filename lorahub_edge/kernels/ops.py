@@ -13,7 +13,7 @@ from lorahub_edge.kernels.injected import NEAREST, Injected, InjectReport, Round
 from lorahub_edge.kernels.int8_epilogue import SidePath, int8_epilogue
 from lorahub_edge.kernels.int8_linear import int8_linear
 from lorahub_edge.kernels.int8_rows import dequantize_rows, quantize_activations, quantize_rows
-from lorahub_edge.kernels.routes import isa, route
+from lorahub_edge.kernels.routes import has_fast_int8, has_wide_floats, isa, route
 
 __all__ = [
     "NEAREST",
@@ -29,6 +29,8 @@ __all__ = [
     "compose_factors",
     "dequantize_rows",
     "gated_activation",
+    "has_fast_int8",
+    "has_wide_floats",
     "inject_delta",
     "inject_delta_from_stack",
     "int8_epilogue",

@@ -133,9 +133,10 @@ def route(device: torch.device | str) -> str:
 
 
 def isa() -> str:
-    """The instruction set of the CPU kernels: "baseline", "avx2", "avx512", or "numpy" on the reference route.
+    """The instruction set of the CPU kernels: one of csrc/kernels/cpu/isa.h, or "numpy" on the reference route.
 
-    The widest that the machine runs, or what the environment variable LORAHUB_EDGE_ISA names; fixed at the first call.
+    "baseline" is what the compiler takes for granted: SSE2 on x86-64, NEON on ARM64. The widest that the machine runs, or
+    what the environment variable LORAHUB_EDGE_ISA names; fixed at the first call.
 
     Raises:
         InvalidInput: LORAHUB_EDGE_ISA names one that this build or machine does not have.
@@ -147,3 +148,13 @@ def isa() -> str:
         return str(native.active_isa())
     except ValueError as error:
         raise InvalidInput(str(error)) from error
+
+
+def has_fast_int8() -> bool:
+    """Whether the CPU kernels multiply int8 codes faster than torch does floats (docs/log.md has the times)."""
+    return isa() in ("avx2", "avxvnni", "avx512", "dotprod", "i8mm")
+
+
+def has_wide_floats() -> bool:
+    """Whether the CPU kernels compute with vectors of eight floats or more, as torch's do."""
+    return isa() in ("avx2", "avxvnni", "avx512")

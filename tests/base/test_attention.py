@@ -8,7 +8,7 @@ from lorahub_edge.base import Base, attention, load_base
 from lorahub_edge.kernels import ops
 
 KINDS = ("t5", "llama", "gemma3")
-FASTER = ops.isa() in ("avx2", "avx512")
+FASTER = ops.has_wide_floats()
 
 
 def exact_pair(folder: object) -> tuple[Base, Base]:

@@ -9,7 +9,7 @@ from lorahub_edge.base.int8 import Int8Linear, Int8Weight, int8_matmul_available
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
-    not int8_matmul_available(torch.device("cpu")), reason="needs a CPU with fast int8 products (VNNI)"
+    not int8_matmul_available(torch.device("cpu")), reason="needs a CPU with fast int8 products"
 )
 
 

@@ -186,7 +186,7 @@ inline void pack_values(const AttentionArgs& args, const float* value, float* pa
 }  // namespace
 
 template <>
-void IsaKernels<kIsa>::attend(const AttentionArgs& args, index_t first, index_t last, const AttentionScratch& scratch) {
+void OpKernels<kIsa>::attend(const AttentionArgs& args, index_t first, index_t last, const AttentionScratch& scratch) {
   const index_t stride = args.n_heads * args.head_features, n_heads_each = args.n_heads / args.n_key_heads;
   for (index_t unit = first; unit < last; ++unit) {
     const index_t example = unit / args.n_key_heads, key_head = unit % args.n_key_heads;

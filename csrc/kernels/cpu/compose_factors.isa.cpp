@@ -119,8 +119,8 @@ inline void scale_coefficients(const ComposeRange& range, index_t block, float* 
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block,
-                                      float* scaled) {
+void OpKernels<kIsa>::compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block,
+                                     float* scaled) {
   const ComposeFactorsArgs& args = range.args;
   const float* coefficients = sizeof(T) == 1 ? scaled : range.coefficients_by_module;
   const index_t n_values = args.n_blocks * args.block;
@@ -140,8 +140,8 @@ void IsaKernels<kIsa>::compose_blocks(const ComposeRange& range, index_t first_b
   if (range.stream) finish_streams();
 }
 
-template void IsaKernels<kIsa>::compose_blocks<float>(const ComposeRange&, index_t, index_t, float*);
-template void IsaKernels<kIsa>::compose_blocks<bfloat16>(const ComposeRange&, index_t, index_t, float*);
-template void IsaKernels<kIsa>::compose_blocks<std::int8_t>(const ComposeRange&, index_t, index_t, float*);
+template void OpKernels<kIsa>::compose_blocks<float>(const ComposeRange&, index_t, index_t, float*);
+template void OpKernels<kIsa>::compose_blocks<bfloat16>(const ComposeRange&, index_t, index_t, float*);
+template void OpKernels<kIsa>::compose_blocks<std::int8_t>(const ComposeRange&, index_t, index_t, float*);
 
 }  // namespace lorahub_edge::cpu

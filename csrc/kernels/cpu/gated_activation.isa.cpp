@@ -21,7 +21,7 @@ void gate_range(const GatedActivationArgs& args, index_t first, index_t last) {
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::gate_values(const GatedActivationArgs& args, index_t first, index_t last) {
+void OpKernels<kIsa>::gate_values(const GatedActivationArgs& args, index_t first, index_t last) {
   switch (args.activation) {
     case Activation::silu:
       return gate_range<Activation::silu, T>(args, first, last);
@@ -30,7 +30,7 @@ void IsaKernels<kIsa>::gate_values(const GatedActivationArgs& args, index_t firs
   }
 }
 
-template void IsaKernels<kIsa>::gate_values<float>(const GatedActivationArgs&, index_t, index_t);
-template void IsaKernels<kIsa>::gate_values<bfloat16>(const GatedActivationArgs&, index_t, index_t);
+template void OpKernels<kIsa>::gate_values<float>(const GatedActivationArgs&, index_t, index_t);
+template void OpKernels<kIsa>::gate_values<bfloat16>(const GatedActivationArgs&, index_t, index_t);
 
 }  // namespace lorahub_edge::cpu

@@ -233,14 +233,14 @@ inline void inject_some_rows(const InjectDeltaArgs& args, index_t row, float* ro
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::inject_rows(const InjectDeltaArgs& args, index_t first_row, index_t last_row, float* rows) {
+void OpKernels<kIsa>::inject_rows(const InjectDeltaArgs& args, index_t first_row, index_t last_row, float* rows) {
   index_t row = first_row;
   for (; row + kInjectRows <= last_row; row += kInjectRows) inject_some_rows<T, kInjectRows>(args, row, rows);
   for (; row < last_row; ++row) inject_some_rows<T, 1>(args, row, rows);
 }
 
-template void IsaKernels<kIsa>::inject_rows<std::int8_t>(const InjectDeltaArgs&, index_t, index_t, float*);
-template void IsaKernels<kIsa>::inject_rows<bfloat16>(const InjectDeltaArgs&, index_t, index_t, float*);
-template void IsaKernels<kIsa>::inject_rows<float>(const InjectDeltaArgs&, index_t, index_t, float*);
+template void OpKernels<kIsa>::inject_rows<std::int8_t>(const InjectDeltaArgs&, index_t, index_t, float*);
+template void OpKernels<kIsa>::inject_rows<bfloat16>(const InjectDeltaArgs&, index_t, index_t, float*);
+template void OpKernels<kIsa>::inject_rows<float>(const InjectDeltaArgs&, index_t, index_t, float*);
 
 }  // namespace lorahub_edge::cpu

@@ -28,8 +28,8 @@ void turn_all_B(const Int8EpilogueArgs& args, index_t group, float* turned) {
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::epilogue_rows(const Int8EpilogueArgs& args, index_t first_row, index_t last_row,
-                                     float* B_turned) {
+void OpKernels<kIsa>::epilogue_rows(const Int8EpilogueArgs& args, index_t first_row, index_t last_row,
+                                    float* B_turned) {
   for (index_t row = first_row; row < last_row;) {
     const index_t group = row / args.rows_per_group;
     const index_t end = smaller(last_row, (group + 1) * args.rows_per_group);
@@ -43,7 +43,7 @@ void IsaKernels<kIsa>::epilogue_rows(const Int8EpilogueArgs& args, index_t first
   }
 }
 
-template void IsaKernels<kIsa>::epilogue_rows<float>(const Int8EpilogueArgs&, index_t, index_t, float*);
-template void IsaKernels<kIsa>::epilogue_rows<bfloat16>(const Int8EpilogueArgs&, index_t, index_t, float*);
+template void OpKernels<kIsa>::epilogue_rows<float>(const Int8EpilogueArgs&, index_t, index_t, float*);
+template void OpKernels<kIsa>::epilogue_rows<bfloat16>(const Int8EpilogueArgs&, index_t, index_t, float*);
 
 }  // namespace lorahub_edge::cpu

@@ -2,7 +2,6 @@
 #include "../int8_linear.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "../../dispatch.h"
 #include "../../parallel.h"
@@ -29,18 +28,17 @@ bool may_stream(const Int8LinearArgs& args) {
 
 void int8_linear(const Int8LinearArgs& args, Where where) {
   const index_t n_panels = (args.out_features + kOutputColumns - 1) / kOutputColumns;
-  const index_t panel_features = (args.in_features + 63) / 64 * 64;
   const index_t work_per_panel = std::max<index_t>(1, kOutputColumns * args.n_rows * (args.in_features + args.rank));
   const index_t min_panels = (kMinWorkPerThread + work_per_panel - 1) / work_per_panel;
+  const bool stream = may_stream(args);
   dispatch_dtype<float, bfloat16>("int8_linear", "out", args.out_dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    parallel_for(n_panels, where.n_threads, min_panels, [&](index_t first, index_t last) {
-      Aligned<std::uint8_t> panel(panel_features * kOutputColumns);
-      Aligned<std::int32_t> products(kLinearRows * kOutputColumns);
-      std::vector<std::int32_t> x_sums(static_cast<std::size_t>(args.n_rows * args.n_blocks));
-      std::vector<float> B_turned(static_cast<std::size_t>(args.rank * kOutputColumns));
-      const LinearScratch scratch{panel.data(), x_sums.data(), products.data(), B_turned.data(), may_stream(args)};
-      on_active_isa([&](auto isa) { decltype(isa)::template linear_panels<T>(args, first, last, scratch); });
+    on_active_isa([&](auto isa) {
+      using Kernels = decltype(isa);
+      parallel_for(n_panels, where.n_threads, min_panels, [&](index_t first, index_t last) {
+        Aligned<std::uint8_t> scratch(Kernels::linear_scratch_bytes(args));
+        Kernels::template linear_panels<T>(args, first, last, scratch.data(), stream);
+      });
     });
   });
 }

@@ -1,85 +1,51 @@
 // The loops of int8_linear, compiled once per instruction set (see isa.h).
 //
-// Per panel of kOutputColumns columns: its weights are packed once, then kLinearRows rows at a time are multiplied with
-// them into a tile that stays in the first-level cache, and the tile becomes outputs. For a few rows nothing is packed.
-#include "codes.h"
+// Per panel of kOutputColumns columns: its weights are packed once, then a tile of rows at a time is multiplied with
+// them while the tile stays in the first-level cache, and the tile becomes outputs. For a few rows nothing is packed.
+#include "clipped_panel.h"
 #include "few_rows.h"
 #include "int8_outputs.h"
+#include "matrix_panel.h"
+#include "panel.h"
 
 namespace lorahub_edge::cpu {
 namespace {
 
-// Rows and vectors of columns whose sums are in registers together.
-#if defined(__AVX512F__)
-constexpr int kDotRows = 6;
-constexpr int kDotVectors = 4;
-#elif defined(__AVX2__)
-constexpr int kDotRows = 4;
-constexpr int kDotVectors = 2;
+// How weights are packed: for rows with one scale, and for rows with a scale for each block of features.
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+using RowPanel = MatrixPanel;
+using BlockPanel = MatrixPanel;
+#elif defined(__AVX2__) && !defined(__AVXVNNI__) && !defined(__AVX512F__)
+using RowPanel = ClippedPanel;
+using BlockPanel = Panel;
 #else
-constexpr int kDotRows = 2;
-constexpr int kDotVectors = 2;
+using RowPanel = Panel;
+using BlockPanel = Panel;
 #endif
+
 // Vectors of columns with blocks, whose totals are in registers beside the sums.
 constexpr int kBlockVectors = 2;
-static_assert(kLinearRows % kDotRows == 0 && kTileVectors % kDotVectors == 0 && kTileVectors % kBlockVectors == 0);
-
-template <int R, int V>
-using Sums = Ints[R][V];
-
-// sums += dot products of R rows of x with V vectors of the panel's columns over features i to i + 4; kPart: over the
-// first n of them. panel: at the first of the columns.
-template <int R, int V, bool kPart>
-inline void add_features(const Int8LinearArgs& args, index_t row, index_t i, index_t n, const std::uint8_t* panel,
-                         Sums<R, V>& sums) {
-  Ints w[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) std::memcpy(&w[v], panel + i / 4 * kPanelBytes + v * kVectorBytes, sizeof(Ints));
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-    const Ints x = broadcast_codes<kPart>(args.x + (row + r) * args.in_features + i, n);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = add_dots(sums[r][v], w[v], x);
-  }
-}
-
-// sums = dot products of R rows of x with V vectors of the panel's columns, over block b.
-template <int R, int V>
-inline void dot_rows(const Int8LinearArgs& args, index_t b, index_t row, const std::uint8_t* panel,
-                     const std::int32_t* x_sums, Sums<R, V>& sums) {
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-    const std::int32_t start = -kPanelOffset * x_sums[(row + r) * args.n_blocks + b];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = start - Ints{};
-  }
-  const index_t block_features = args.in_features / args.n_blocks;
-  const index_t last = (b + 1) * block_features;
-  index_t i = b * block_features;
-  for (; i + 4 <= last; i += 4) add_features<R, V, false>(args, row, i, 4, panel, sums);
-  if (i < last) add_features<R, V, true>(args, row, i, last - i, panel, sums);
-}
 
 // Products of R rows with a panel.
 template <int R>
-inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearScratch& scratch,
-                         std::int32_t* products) {
-  for (int at = 0; at < kTileVectors; at += kDotVectors) {
-    Sums<R, kDotVectors> sums;
-    dot_rows<R, kDotVectors>(args, 0, row, scratch.panel + at * kVectorBytes, scratch.x_sums, sums);
+inline void product_rows(const Int8LinearArgs&, const RowPanel& panel, index_t row, std::int32_t* products) {
+  constexpr int V = RowPanel::kVectors;
+  for (int at = 0; at < kTileVectors; at += V) {
+    Sums<R, V> sums;
+    panel.dot<R, V>(0, row, at, sums);
     for (int r = 0; r < R; ++r) std::memcpy(products + r * kOutputColumns + at * kLanes, sums[r], sizeof(sums[r]));
   }
 }
 
 // The same with blocks, whose sums are scaled and added up while they are in registers.
 template <int R>
-inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearScratch& scratch, float* products) {
+inline void product_rows(const Int8LinearArgs& args, const BlockPanel& panel, index_t row, float* products) {
   constexpr int V = kBlockVectors;
   for (int at = 0; at < kTileVectors; at += V) {
     Vector totals[R][V] = {};
     for (index_t b = 0; b < args.n_blocks; ++b) {
       Sums<R, V> sums;
-      dot_rows<R, V>(args, b, row, scratch.panel + at * kVectorBytes, scratch.x_sums, sums);
+      panel.dot<R, V>(b, row, at, sums);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
         const Vector x_scale = broadcast(args.x_scale[(row + r) * args.n_blocks + b]);
@@ -94,6 +60,11 @@ inline void product_rows(const Int8LinearArgs& args, index_t row, const LinearSc
     }
   }
 }
+
+inline void complete(const RowPanel& panel, index_t first, index_t last, std::int32_t* products) {
+  panel.complete(first, last, products);
+}
+inline void complete(const BlockPanel&, index_t, index_t, float*) {}
 
 // Rows of a tile become outputs, group by group.
 template <typename T, typename P>
@@ -118,59 +89,82 @@ inline void prefetch_next(const Int8LinearArgs& args, index_t column, index_t fi
     __builtin_prefetch(w + i, 0, 2);
 }
 
-template <typename T, typename P>
-void linear_panel(const Int8LinearArgs& args, index_t column, const LinearScratch& scratch) {
+// What a thread works with. P: of products, see Tile.
+template <typename Rows, typename P>
+struct Workplace {
+  Workplace(const Int8LinearArgs& args, index_t tile_rows, Room& room)
+      : weights(args, room),
+        products(room.take<P>(tile_rows * kOutputColumns)),
+        B_turned(room.take<float>(args.rank * kOutputColumns)) {}
+
+  Rows weights;
+  P* products;
+  float* B_turned;  // [rank, kOutputColumns]
+};
+
+template <typename T, typename Rows, typename P>
+void one_panel(const Int8LinearArgs& args, index_t column, bool stream, Workplace<Rows, P>& at) {
+  constexpr int R = Rows::kRows;
+  static_assert(Rows::kTileRows % R == 0 && kTileVectors % Rows::kVectors == 0 && kTileVectors % kBlockVectors == 0);
   const index_t n_columns = smaller(kOutputColumns, args.out_features - column);
-  P* products = static_cast<P*>(scratch.products);
-  for (index_t first = 0; first < args.n_rows; first += kLinearRows) {
-    const index_t last = smaller(first + kLinearRows, args.n_rows);
+  at.weights.pack(column);
+  for (index_t first = 0; first < args.n_rows; first += Rows::kTileRows) {
+    const index_t last = smaller(first + Rows::kTileRows, args.n_rows);
     index_t row = first;
-    for (; row + kDotRows <= last; row += kDotRows) {
-      prefetch_next(args, column, row, row + kDotRows);
-      product_rows<kDotRows>(args, row, scratch, products + (row - first) * kOutputColumns);
+    for (; row + R <= last; row += R) {
+      prefetch_next(args, column, row, row + R);
+      product_rows<R>(args, at.weights, row, at.products + (row - first) * kOutputColumns);
     }
-    for (; row < last; ++row) product_rows<1>(args, row, scratch, products + (row - first) * kOutputColumns);
-    const Tile<P> tile{products, kOutputColumns, first, column, n_columns, scratch.B_turned, scratch.stream};
-    output_groups<T>(args, tile, last, scratch.B_turned);
+    for (; row < last; ++row) {
+      product_rows<1>(args, at.weights, row, at.products + (row - first) * kOutputColumns);
+    }
+    complete(at.weights, first, last, at.products);
+    const Tile<P> tile{at.products, kOutputColumns, first, column, n_columns, at.B_turned, stream};
+    output_groups<T>(args, tile, last, at.B_turned);
   }
 }
 
 template <typename T>
-void few_rows_panel(const Int8LinearArgs& args, index_t column, const LinearScratch& scratch) {
-  std::int32_t* products = static_cast<std::int32_t*>(scratch.products);
-  product_few(args, column, scratch.x_sums, products);
+void one_panel(const Int8LinearArgs& args, index_t column, bool, Workplace<FewRows, std::int32_t>& at) {
   const index_t n_columns = smaller(kOutputColumns, args.out_features - column);
-  const Tile<std::int32_t> tile{products, kOutputColumns, 0, column, n_columns, scratch.B_turned, false};
-  output_groups<T>(args, tile, args.n_rows, scratch.B_turned);
+  at.weights.multiply(column, at.products);
+  const Tile<std::int32_t> tile{at.products, kOutputColumns, 0, column, n_columns, at.B_turned, false};
+  output_groups<T>(args, tile, args.n_rows, at.B_turned);
+}
+
+// Calls f with the workplace that suits the layer, laid out in `room`.
+template <typename F>
+void in_workplace(const Int8LinearArgs& args, Room& room, const F& f) {
+  if (FewRows::suits(args)) return f(Workplace<FewRows, std::int32_t>(args, kFewRows, room));
+  if (args.n_blocks == 1) return f(Workplace<RowPanel, std::int32_t>(args, RowPanel::kTileRows, room));
+  f(Workplace<BlockPanel, float>(args, BlockPanel::kTileRows, room));
 }
 
 }  // namespace
 
 template <>
-template <typename T>
-void IsaKernels<kIsa>::linear_panels(const Int8LinearArgs& args, index_t first_panel, index_t last_panel,
-                                     const LinearScratch& scratch) {
-  const index_t block_features = args.in_features / args.n_blocks;
-  for (index_t i = 0; i < args.n_rows * args.n_blocks; ++i) {
-    scratch.x_sums[i] = sum_codes(args.x + i * block_features, block_features);
-  }
-  for (index_t panel = first_panel; panel < last_panel; ++panel) {
-    const index_t column = panel * kOutputColumns;
-    if (has_few_rows(args)) {
-      few_rows_panel<T>(args, column, scratch);
-      continue;
-    }
-    pack_panel(args.w, column, args.out_features, args.in_features, scratch.panel);
-    if (args.n_blocks == 1) {
-      linear_panel<T, std::int32_t>(args, column, scratch);
-    } else {
-      linear_panel<T, float>(args, column, scratch);
-    }
-  }
-  if (scratch.stream) finish_streams();
+index_t LinearKernels<kIsa>::linear_scratch_bytes(const Int8LinearArgs& args) {
+  Room room(nullptr);
+  in_workplace(args, room, [](auto) {});
+  return room.used();
 }
 
-template void IsaKernels<kIsa>::linear_panels<float>(const Int8LinearArgs&, index_t, index_t, const LinearScratch&);
-template void IsaKernels<kIsa>::linear_panels<bfloat16>(const Int8LinearArgs&, index_t, index_t, const LinearScratch&);
+template <>
+template <typename T>
+void LinearKernels<kIsa>::linear_panels(const Int8LinearArgs& args, index_t first_panel, index_t last_panel,
+                                        std::uint8_t* scratch, bool stream) {
+  Room room(scratch);
+  in_workplace(args, room, [&](auto workplace) {
+    workplace.weights.read_inputs();
+    for (index_t panel = first_panel; panel < last_panel; ++panel) {
+      one_panel<T>(args, panel * kOutputColumns, stream, workplace);
+    }
+  });
+  if (stream) finish_streams();
+}
+
+template void LinearKernels<kIsa>::linear_panels<float>(const Int8LinearArgs&, index_t, index_t, std::uint8_t*, bool);
+template void LinearKernels<kIsa>::linear_panels<bfloat16>(const Int8LinearArgs&, index_t, index_t, std::uint8_t*,
+                                                           bool);
 
 }  // namespace lorahub_edge::cpu

@@ -31,7 +31,7 @@ inline float quantize_row(const T* values, index_t n, std::int8_t* codes) {
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::quantize_row_range(const QuantizeRowsArgs& args, index_t first_row, index_t last_row) {
+void OpKernels<kIsa>::quantize_row_range(const QuantizeRowsArgs& args, index_t first_row, index_t last_row) {
   const index_t n = args.n_columns;
   for (index_t i = first_row; i < last_row; ++i) {
     args.row_scale[i] = quantize_row(static_cast<const T*>(args.values) + i * n, n, args.codes + i * n);
@@ -40,7 +40,7 @@ void IsaKernels<kIsa>::quantize_row_range(const QuantizeRowsArgs& args, index_t 
 
 template <>
 template <typename T>
-void IsaKernels<kIsa>::dequantize_row_range(const DequantizeRowsArgs& args, index_t first_row, index_t last_row) {
+void OpKernels<kIsa>::dequantize_row_range(const DequantizeRowsArgs& args, index_t first_row, index_t last_row) {
   const index_t n = args.n_columns;
   for (index_t i = first_row; i < last_row; ++i) {
     const std::int8_t* codes = args.codes + i * n;
@@ -52,9 +52,9 @@ void IsaKernels<kIsa>::dequantize_row_range(const DequantizeRowsArgs& args, inde
   }
 }
 
-template void IsaKernels<kIsa>::quantize_row_range<float>(const QuantizeRowsArgs&, index_t, index_t);
-template void IsaKernels<kIsa>::quantize_row_range<bfloat16>(const QuantizeRowsArgs&, index_t, index_t);
-template void IsaKernels<kIsa>::dequantize_row_range<float>(const DequantizeRowsArgs&, index_t, index_t);
-template void IsaKernels<kIsa>::dequantize_row_range<bfloat16>(const DequantizeRowsArgs&, index_t, index_t);
+template void OpKernels<kIsa>::quantize_row_range<float>(const QuantizeRowsArgs&, index_t, index_t);
+template void OpKernels<kIsa>::quantize_row_range<bfloat16>(const QuantizeRowsArgs&, index_t, index_t);
+template void OpKernels<kIsa>::dequantize_row_range<float>(const DequantizeRowsArgs&, index_t, index_t);
+template void OpKernels<kIsa>::dequantize_row_range<bfloat16>(const DequantizeRowsArgs&, index_t, index_t);
 
 }  // namespace lorahub_edge::cpu

@@ -8,11 +8,21 @@
 #include <string>
 #include <vector>
 
-// LORAHUB_EDGE_X86_VARIANTS comes from CMakeLists.txt, where the same list has its compiler flags.
-#ifdef LORAHUB_EDGE_X86_VARIANTS
+// Which there are comes from CMakeLists.txt, where each has its compiler flags: on x86-64 and ARM64 those that the
+// compiler knows, elsewhere only what it compiles for by default. LINEAR_ISA(X): X(isa, others) for those that compile
+// int8_linear alone and take everything else from others.
+#if defined(LORAHUB_EDGE_X86_ISAS) && defined(LORAHUB_EDGE_HAS_AVXVNNI)
+#define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avxvnni) X(avx512)
+#define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X) X(avxvnni, avx2)
+#elif defined(LORAHUB_EDGE_X86_ISAS)
 #define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512)
+#define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X)
+#elif defined(LORAHUB_EDGE_ARM_ISAS)
+#define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline) X(dotprod) X(i8mm)
+#define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X) X(dotprod, baseline) X(i8mm, baseline)
 #else
 #define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline)
+#define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X)
 #endif
 
 namespace lorahub_edge::cpu {

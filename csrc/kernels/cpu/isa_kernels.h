@@ -28,18 +28,6 @@ constexpr index_t kInjectRows = 4;
 // Output columns of an int8 layer that are computed together.
 constexpr index_t kOutputColumns = 64;
 
-// Rows of inputs that int8_linear takes through one panel of weights before it makes outputs of their products.
-constexpr index_t kLinearRows = 48;
-
-// Working memory of one thread of int8_linear.
-struct LinearScratch {
-  std::uint8_t* panel;   // [in_features rounded up to 64, kOutputColumns], aligned to a cache line
-  std::int32_t* x_sums;  // [n_rows, blocks], of the codes
-  void* products;        // [kLinearRows, kOutputColumns] of 4 bytes each, aligned to a cache line
-  float* B_turned;       // [rank, kOutputColumns]
-  bool stream;           // see Tile
-};
-
 // Queries that attention takes through its keys together, and columns of its panels.
 constexpr int kAttentionRows = 6;
 constexpr index_t kAttentionColumns = 64;
@@ -52,10 +40,10 @@ struct AttentionScratch {
   index_t score_stride;
 };
 
-// One struct per instruction set, IsaKernels<Isa::avx2> and so on; its members are defined in the <op>.isa.cpp files.
+// One struct per instruction set, OpKernels<Isa::avx2> and so on; its members are defined in the <op>.isa.cpp files.
 // T is the type of the op's float argument: of the stack, of the values, of the output.
 template <Isa isa>
-struct IsaKernels {
+struct OpKernels {
   // scaled: of an int8 stack, float of the size of coefficients_by_module, of this thread.
   template <typename T>
   static void compose_blocks(const ComposeRange& range, index_t first_block, index_t last_block, float* scaled);
@@ -79,12 +67,32 @@ struct IsaKernels {
 
   // Key heads first to last - 1, counted through all examples.
   static void attend(const AttentionArgs& args, index_t first, index_t last, const AttentionScratch& scratch);
-
-  // A panel: the weights of kOutputColumns columns of the output.
-  template <typename T>
-  static void linear_panels(const Int8LinearArgs& args, index_t first_panel, index_t last_panel,
-                            const LinearScratch& scratch);
 };
+
+// int8_linear, which every instruction set multiplies in its own way.
+template <Isa isa>
+struct LinearKernels {
+  // Working memory of one thread.
+  static index_t linear_scratch_bytes(const Int8LinearArgs& args);
+
+  // A panel: the weights of kOutputColumns columns of the output. scratch: from a cache line's beginning on; stream:
+  // see Tile.
+  template <typename T>
+  static void linear_panels(const Int8LinearArgs& args, index_t first_panel, index_t last_panel, std::uint8_t* scratch,
+                            bool stream);
+};
+
+// The instruction set whose OpKernels one uses: some only have instructions for int8 products.
+constexpr Isa others_of(Isa isa) {
+#define LORAHUB_EDGE_OTHERS(linear, others) \
+  if (isa == Isa::linear) return Isa::others;
+  LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(LORAHUB_EDGE_OTHERS)
+#undef LORAHUB_EDGE_OTHERS
+  return isa;
+}
+
+template <Isa isa>
+struct IsaKernels : OpKernels<others_of(isa)>, LinearKernels<isa> {};
 
 // Calls f with the IsaKernels of the instruction set in use.
 template <typename F>
