@@ -22,7 +22,7 @@ from lorahub_edge.integrity import check_hash, check_record
 from lorahub_edge.sources import local_path
 
 ADAPTER_FORMAT = "lorahub-edge-adapter/1"
-ADAPTERS, ADAPTER_SUFFIX = "adapters", ".safetensors"
+ADAPTERS, ADAPTER_SUFFIX, ONNX_ADAPTER_SUFFIX = "adapters", ".safetensors", ".onnx_adapter"
 NO_ADAPTER = "none"
 
 

@@ -15,6 +15,7 @@ from lorahub_edge.serve.adapter import Adapter, adapter_file, read_adapter
 from lorahub_edge.sources import local_path, read_json
 
 EXPORT_FORMAT = "lorahub-edge-export/1"
+GRAPH_NAMES = ("encoder", "decoder", "model")
 RECORD, REFERENCE, VERIFICATION = "lorahub_edge.json", "reference.npz", "verification.json"
 
 

@@ -1,6 +1,7 @@
 """export --with-adapter: one base, several modules beside it, each answering as its run does."""
 
 import contextlib
+import functools
 import json
 import shutil
 
@@ -11,8 +12,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import lorahub_edge
-from lorahub_edge.errors import InvalidInput, OutputExists, UnsupportedFormat
-from lorahub_edge.exporting import VerificationFailed
+from lorahub_edge.errors import InvalidInput, LorahubEdgeError, OutputExists, UnsupportedFormat
+from lorahub_edge.exporting import VerificationFailed, adapters
 from lorahub_edge.exporting.source import ExportSource
 from lorahub_edge.integrity import sealed
 from lorahub_edge.outputs import locked
@@ -86,6 +87,89 @@ def test_plain_onnxruntime_takes_the_file_as_it_is(shared):
     without = encoder.run(None, feeds)[0]
     assert len(taken) == 2 * 2 * 2
     assert np.abs(with_adapter - without).max() > 0.01
+
+
+def run_options(path):
+    """Of a run with the adapter of a file, as docs/serving.md has it; the adapter must outlive the options."""
+    adapter, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+    adapter.Load(str(path))
+    options.add_active_adapter(adapter)
+    return adapter, options
+
+
+IDS = np.array([[6, 11, 4, 1]])
+ENCODED = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
+
+
+def session_of(folder, graph):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(folder / open_folder(folder).record["graphs"][graph], options)
+
+
+def test_onnxruntimes_lora_adapter_feeds_a_decoder_only_graph(make_run, tmp_path):
+    run = make_run("llama", "llama-lora-adapter")
+    folder = lorahub_edge.export(run, tmp_path / "out", with_adapter=True).folder
+    session = session_of(folder, "model")
+    empty = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in session.get_inputs()[3:]}
+    feeds = {**ENCODED, "position_ids": np.arange(IDS.shape[1])[None], **empty}
+    _adapter, options = run_options(folder / "adapters" / f"{run.name}.onnx_adapter")
+    served = OnnxModel(folder).begin(IDS.tolist())[1]
+    assert np.array_equal(session.run(["logits"], feeds, options)[0][:, -1:], served)
+    assert np.abs(session.run(["logits"], feeds)[0][:, -1:] - served).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["run", "other"])
+def test_onnxruntimes_lora_adapter_feeds_encoder_and_decoder(shared, name):
+    """Each graph has a file of its own: it refuses names that are no inputs of it."""
+    encoder, decoder = session_of(shared, "encoder"), session_of(shared, "decoder")
+    states = (i for i in decoder.get_inputs() if i.name.startswith("past_key_values."))
+    empty = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in states}
+    start = np.array([[open_folder(shared).start_id]])
+    (_a, of_encoder), (_b, of_decoder) = (
+        run_options(shared / "adapters" / f"{name}.{graph}.onnx_adapter") for graph in ("encoder", "decoder")
+    )
+
+    def logits(*options):
+        hidden = encoder.run(None, ENCODED, *options[:1])[0]
+        feeds = {"input_ids": start, "encoder_hidden_states": hidden, "encoder_attention_mask": np.ones_like(IDS)}
+        return decoder.run(["logits"], {**feeds, **empty, "use_cache_branch": np.array([False])}, *options[1:])[0]
+
+    served = OnnxModel(open_folder(shared, adapter=name)).begin(IDS.tolist())[1]
+    assert np.array_equal(logits(of_encoder, of_decoder), served)
+    assert np.abs(logits() - served).max() > 0.1
+    with pytest.raises(Exception, match=r"Invalid input name: decoder\."):
+        encoder.run(None, ENCODED, of_decoder)
+
+
+def test_a_folder_of_before_has_no_file_for_onnxruntime(shared, run, tmp_path):
+    folder = shutil.copytree(shared, tmp_path / "early")
+    for path in folder.glob("adapters/*.onnx_adapter"):
+        path.unlink()
+    with pytest.raises(UnsupportedFormat, match=r"other.(en|de)coder.onnx_adapter is missing"):
+        lorahub_edge.verify(folder)
+    for name in ("run", "other"):
+        path = folder / "adapters" / f"{name}.safetensors"
+        change(path, of_record=lambda r: {k: value for k, value in r.items() if k != "onnx_adapters_sha256"})
+    assert lorahub_edge.verify(folder)["passed"]
+    third = shutil.copytree(run, tmp_path / "third")
+    lorahub_edge.export(third, folder, with_adapter=True)
+    assert sorted(path.name for path in folder.glob("adapters/*.onnx_adapter")) == [
+        "third.decoder.onnx_adapter", "third.encoder.onnx_adapter"
+    ]  # fmt: skip
+    change(path, of_record=lambda r: {**r, "onnx_adapters_sha256": "none"})
+    with pytest.raises(UnsupportedFormat, match="onnx_adapters_sha256 is no table of hashes; export it again"):
+        lorahub_edge.verify(folder)
+
+
+def test_a_full_disk_is_one_line(shared, run, tmp_path, monkeypatch):
+    folder, third = shutil.copytree(shared, tmp_path / "full"), shutil.copytree(run, tmp_path / "third")
+    before = files(folder)
+    write_to_full_disk = functools.partial(adapters._write_onnx_adapter, "/dev/full")
+    monkeypatch.setattr(adapters, "_write_onnx_adapter", lambda _, tensors: write_to_full_disk(tensors))
+    with pytest.raises(LorahubEdgeError, match=r"third.*onnx_adapter: cannot be written \(Failed to write .*/dev/full"):
+        lorahub_edge.export(third, folder, with_adapter=True)
+    assert files(folder) == before
 
 
 def test_an_adapter_from_elsewhere_is_a_file(shared, tmp_path):

@@ -90,8 +90,9 @@ def test_a_changed_adapter_or_reference_of_one_is_refused_wherever_it_lies(share
     assert open_folder(copy, adapter="run")  # the others still answer
     with pytest.raises(UnsupportedFormat, match=rf"other.safetensors {EXPORTED}"):
         lorahub_edge.verify(copy)
-    with pytest.raises(UnsupportedFormat, match=rf"other.reference.npz {EXPORTED}"):
-        lorahub_edge.verify(flipped(shared, "adapters/other.reference.npz"))
+    for name in ("other.reference.npz", "other.encoder.onnx_adapter", "other.decoder.onnx_adapter"):
+        with pytest.raises(UnsupportedFormat, match=rf"{name} {EXPORTED}"):
+            lorahub_edge.verify(flipped(shared, f"adapters/{name}"))
     path = shared / "adapters" / "run.safetensors"
     with safe_open(path, framework="np") as file:
         record = json.loads(file.metadata()["lorahub_edge"])
