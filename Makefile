@@ -18,7 +18,7 @@ help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
 	@echo "make test-lowest  the short tests with the lowest versions that pyproject.toml allows; make test-newest, the newest"
-	@echo "make clients      install what tests/clients loads exported folders with: optimum-onnx, transformers.js (needs npm)"
+	@echo "make clients      install what tests/clients loads exported folders with: optimum-onnx, transformers.js (needs npm), onnxruntime-genai"
 	@echo "make bench        measure time and memory beside the peers (half an hour, 20 GB of disk in WORK)"
 	@echo "make bench-quick  the same in three minutes, on small models, without peers"
 	@echo "make lint    ruff, mypy, clang-format"
@@ -82,6 +82,7 @@ bench-quick: $(VENV)/.installed-dev
 clients:
 	-$(MAKE) $(VENV)/clients/.python
 	-$(MAKE) $(VENV)/clients/.node
+	-$(MAKE) $(VENV)/clients/.genai
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -175,6 +176,11 @@ $(VENV)-%/.installed: pyproject.toml constraints.txt tests/edges.py $(NATIVE) $(
 $(VENV)/clients/.python: tests/clients/requirements.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)/clients/python
 	$(VENV)/clients/python/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(VENV)/clients/.genai: $(VENV)/clients/.%: tests/clients/%.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/clients/$*
+	$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 # Nothing that the packages bring is run: the CPU's libraries are in them, their scripts would fetch others.

@@ -15,6 +15,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
     T5Config,
 )
 
@@ -47,7 +48,7 @@ def save_tokenizer(folder: Path, *, is_seq2seq: bool) -> None:
 
 
 def make_model(kind: str, *, tied: bool = False, seed: int = 0) -> Any:
-    """A float32 model of the kind "t5", "llama", "gemma2" or "gemma3"; weights wide enough for clear answers."""
+    """A float32 model: "t5", "llama", "qwen3", "gemma2" or "gemma3"; weights wide enough for clear answers."""
     torch.manual_seed(seed)
     configs = {
         "t5": lambda: T5Config(
@@ -64,6 +65,7 @@ def make_model(kind: str, *, tied: bool = False, seed: int = 0) -> Any:
             eos_token_id=1,
         ),
         "llama": lambda: LlamaConfig(**_SMALL, **_HEADS, **_SPECIAL, tie_word_embeddings=tied),
+        "qwen3": lambda: Qwen3Config(**_SMALL, **_HEADS, **_SPECIAL),
         "gemma2": lambda: Gemma2Config(**_SMALL, **_HEADS, **_SPECIAL, query_pre_attn_scalar=8),
         "gemma3": lambda: Gemma3TextConfig(**_SMALL, **_HEADS, **_SPECIAL, query_pre_attn_scalar=8),
     }

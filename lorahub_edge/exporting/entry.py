@@ -22,6 +22,7 @@ from lorahub_edge.exporting.adapters import (
 from lorahub_edge.exporting.drift import Drift, SourceAnswers, answer_source, measure_drift
 from lorahub_edge.exporting.folder import seal_record, write_graphs, write_record, write_side_files
 from lorahub_edge.exporting.forms import LayerForm
+from lorahub_edge.exporting.genai import write_genai_config
 from lorahub_edge.exporting.onnx_file import INLINE_LIMIT_BYTES
 from lorahub_edge.exporting.reference import reference_arrays, write_reference
 from lorahub_edge.exporting.source import ExportSource, open_source
@@ -200,6 +201,8 @@ def _write(
         inline_limit_bytes=inline_limit_bytes,
     )  # fmt: skip
     write_side_files(base, folder, precision)
+    if "model" in graphs and triton_name is None:
+        write_genai_config(folder, graphs["model"], base.model.config, prompt, source.max_new_tokens)
     if source.module is not None:
         write_adapter(source, folder, prompt, forms)
     own_examples = examples if source.module is None else ()  # the base alone was not adapted to them

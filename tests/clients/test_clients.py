@@ -38,9 +38,7 @@ def folders(export_base, bases, module_folders, fast_export, tmp_path_factory):
 
 def command_of(client):
     if client == "optimum":
-        if not (CLIENTS / ".python").is_file():  # make's mark that all of it is there
-            pytest.skip(f"needs optimum-onnx in an environment of its own, {CLIENTS / 'python'}; run make clients")
-        return [CLIENTS / "python" / "bin" / "python", HERE / "answer.py"]
+        return [own_environment("python", "optimum-onnx"), HERE / "answer.py"]
     node, modules = shutil.which("node"), CLIENTS / "node"
     if node is None or not (CLIENTS / ".node").is_file():
         pytest.skip(f"needs node, and @huggingface/transformers in {modules}; run make clients")
@@ -55,12 +53,24 @@ def answers(request, folders):
         {"folder": str(f), "is_seq2seq": name.startswith("t5"), "max_new_tokens": N_TOKENS, "texts": TEXTS}
         for name, f in folders.items()
     ]
+    return dict(zip(folders, ask(command, requests), strict=True))
+
+
+def ask(command, request):
+    """What a client's process answers."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command, input=json.dumps(requests), capture_output=True, text=True, check=False, env=environment, timeout=600
+        command, input=json.dumps(request), capture_output=True, text=True, check=False, env=environment, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(folders, json.loads(done.stdout), strict=True))
+    return json.loads(done.stdout)
+
+
+def own_environment(name, package):
+    """The Python of a client's environment."""
+    if not (CLIENTS / f".{name}").is_file():  # make's mark that all of it is there
+        pytest.skip(f"needs {package} in an environment of its own, {CLIENTS / name}; run make clients")
+    return CLIENTS / name / "bin" / "python"
 
 
 def torch_answers(spec, precision, files):

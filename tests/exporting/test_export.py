@@ -62,6 +62,24 @@ def test_graphs_round_as_torch_does(bases, export_base, kind):
     assert np.median(errors) < 1e-4
 
 
+def test_a_decoder_only_export_says_what_genai_must_know(export_base):
+    """tests/clients/test_genai.py runs it."""
+    folder = export_base("llama").folder
+    record = open_folder(folder).record
+    config = json.loads((folder / "genai_config.json").read_text())
+    model, decoder = config["model"], config["model"]["decoder"]
+    assert (model["type"], model["eos_token_id"]) == ("llama", record["generation"]["end_ids"])
+    assert config["search"]["max_length"] == min(
+        model["context_length"], record["prompt"]["max_input_tokens"] + record["generation"]["max_new_tokens"]
+    )
+    graph = onnx.load(folder / decoder["filename"]).graph
+    for names, side in ((decoder["inputs"], graph.input), (decoder["outputs"], graph.output)):
+        layers = range(decoder["num_hidden_layers"])
+        assert {name.replace("%d", str(layer)) for name in names.values() for layer in layers} == {i.name for i in side}
+    assert "genai_config.json" in record["files"]
+    assert not (export_base("t5").folder / "genai_config.json").exists()
+
+
 def test_a_run_is_verified_on_its_examples(exported):
     report = json.loads((exported / "verification.json").read_text())
     assert [c["kind"] for c in report["cases"]][:5] == ["example"] * 4 + ["examples in one batch"]

@@ -52,6 +52,7 @@ def test_the_repository_has_the_documented_layout(repositories, kind):
     for name in names:
         found = sorted(p.relative_to(repository / name).as_posix() for p in (repository / name).rglob("*"))
         assert found == ["1", *(f"1/{graph}" for graph in graphs), "config.pbtxt"]
+    assert not (repositories[kind] / "genai_config.json").exists()  # it names a graph of the other layout
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
