@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import lorahub_edge
-from lorahub_edge.serve import open_folder
+from lorahub_edge.exporting.reference import relative_errors
+from lorahub_edge.exporting.verification import FLOAT_TOLERANCE
+from lorahub_edge.serve import OnnxModel, open_folder
 from tests import tiny
 
 HERE = Path(__file__).parent
@@ -90,3 +93,19 @@ def test_a_client_gives_torchs_tokens(answers, folders, bases, kind, precision):
     files = open_folder(folders[name], adapter="none")
     expected = list(torch_answers(bases[kind], "int8" if precision == "with adapter" else precision, files))
     assert answers[name] == expected
+
+
+def test_openvino_computes_the_same_from_every_export_and_loads_the_runs_adapter(folders):
+    """A graph that takes an adapter is the base there: its zeros are constants to OpenVINO."""
+    command = [own_environment("openvino", "OpenVINO"), HERE / "answer_openvino.py"]
+    opened = [open_folder(folder, adapter="none") for folder in folders.values()]
+    requests = [
+        {"graphs": {n: str(p) for n, p in f.graphs.items()}, "prompt": f.encode(TEXTS[0]), "start_id": f.start_id}
+        for f in opened
+    ]
+    adapter = folders["t5 with adapter"].parent / "run" / "adapter" / "adapter_model.safetensors"
+    found = ask(command, {"requests": requests, "adapter": str(adapter)})
+    assert found["is_adapter"]
+    for files, request, logits in zip(opened, requests, found["logits"], strict=True):
+        expected = OnnxModel(files).begin([request["prompt"]])[1][0, -1]
+        assert relative_errors(np.float32(logits), expected) < FLOAT_TOLERANCE, files
