@@ -7,7 +7,8 @@
 
 `adapt` finds the coefficients, `plan` says what it would need in memory, `load_adapted` opens a run, merged or
 exported folder again, `train_module` makes a module for a hub;
-`merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again;
+`merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again,
+`export_gguf_adapter` makes a LoRA file for llama.cpp;
 `lorahub_edge.serve` answers from such a folder without torch.
 """
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, plan
     from lorahub_edge.answering import ExportedModel, load_adapted
     from lorahub_edge.base import Base, load_base, save_base
-    from lorahub_edge.exporting import Exported, export, verify
+    from lorahub_edge.exporting import Exported, GgufAdapter, export, export_gguf_adapter, verify
     from lorahub_edge.merging import Merged, merge
     from lorahub_edge.modules import LoraModule, load_modules
     from lorahub_edge.train import train_module
@@ -30,12 +31,14 @@ _HOME = {
     "Base": "base",
     "Exported": "exporting",
     "ExportedModel": "answering",
+    "GgufAdapter": "exporting",
     "LoraModule": "modules",
     "MemoryPlan": "adaptation",
     "Merged": "merging",
     "Run": "adaptation",
     "adapt": "adaptation",
     "export": "exporting",
+    "export_gguf_adapter": "exporting",
     "load_adapted": "answering",
     "load_base": "base",
     "load_modules": "modules",
@@ -50,12 +53,14 @@ __all__ = [
     "Base",
     "Exported",
     "ExportedModel",
+    "GgufAdapter",
     "LoraModule",
     "MemoryPlan",
     "Merged",
     "Run",
     "adapt",
     "export",
+    "export_gguf_adapter",
     "load_adapted",
     "load_base",
     "load_modules",

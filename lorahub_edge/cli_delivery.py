@@ -6,14 +6,22 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
 
 from lorahub_edge.commands import AdapterOption, JsonOption, RunArgument, one_line_errors
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.json_text import to_json
-from lorahub_edge.terminal import answers, messages, print_export, print_merge, print_verification
+from lorahub_edge.terminal import (
+    answers,
+    messages,
+    print_export,
+    print_gguf_adapter,
+    print_merge,
+    print_verification,
+)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -61,8 +69,12 @@ def merge(
 
 @one_line_errors
 def export(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Run folder (merged first), merged folder, or a base.")],
-    out: Annotated[Path, typer.Option(help="New folder for the ONNX export.")],
+    out: Annotated[Path | None, typer.Option(help="New folder for the ONNX export.")] = None,
+    gguf_adapter: Annotated[
+        Path | None, typer.Option(help="New file for the run's module as a LoRA of llama.cpp; alone or beside --out.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="int8 (the merged codes), fp16 or fp32.")] = "int8",
     with_adapter: Annotated[
         bool,
@@ -83,30 +95,53 @@ def export(
 ) -> None:
     """Write an ONNX folder for onnxruntime, Optimum and transformers.js, and verify that it answers as torch does.
 
+    With --gguf-adapter also, or only, the run's module for llama.cpp and Ollama.
+
     Example: lorahub-edge export runs/navigate --out navigate-onnx
     """
     import lorahub_edge
 
-    exported = lorahub_edge.export(
-        source,
-        out,
-        precision=precision,
-        with_adapter=with_adapter,
-        triton=triton,
-        in_place_int8=in_place_int8,
-        min_survival=min_survival,
-        test=test,
-    )
-    if as_json:
-        record = {
+    _check_outputs(context)
+    record: dict[str, Any] = {}
+    if gguf_adapter is not None:  # first, since it takes a moment: what it refuses is said before the folder is made
+        adapter = lorahub_edge.export_gguf_adapter(source, gguf_adapter)
+        record["gguf_adapter"] = adapter.as_record()
+        if not as_json:
+            print_gguf_adapter(adapter)
+    if out is not None:
+        exported = lorahub_edge.export(
+            source,
+            out,
+            precision=precision,
+            with_adapter=with_adapter,
+            triton=triton,
+            in_place_int8=in_place_int8,
+            min_survival=min_survival,
+            test=test,
+        )
+        record |= {
             "folder": str(exported.folder),
             "bytes": exported.n_bytes,
             "verification": exported.report,
             "test": None if exported.drift is None else exported.drift.as_record(),
         }
+        if not as_json:
+            print_export(exported)
+    if as_json:
         typer.echo(to_json(record))
-    else:
-        print_export(exported)
+
+
+def _check_outputs(context: typer.Context) -> None:
+    """Without --out there must be --gguf-adapter, and no option that is about the folder."""
+    if context.params["out"] is not None:
+        return
+    if context.params["gguf_adapter"] is None:
+        raise typer.BadParameter("name --out, --gguf-adapter or both", ctx=context)
+    of_file = ("source", "gguf_adapter", "as_json")
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in of_file and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise typer.BadParameter(f"{parameter.opts[0]} is about the ONNX folder; name --out too", ctx=context)
 
 
 @one_line_errors

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorahub_edge.adaptation import Progress as RunProgress
     from lorahub_edge.adaptation.memory_plan import MemoryPlan
     from lorahub_edge.adaptation.progress import OnProgress
-    from lorahub_edge.exporting import Exported
+    from lorahub_edge.exporting import Exported, GgufAdapter
     from lorahub_edge.merging import Merged
 
 
@@ -127,6 +127,8 @@ def print_run(report: Mapping[str, Any]) -> None:
     answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")
     if report["folder"]:
         answers.print(f"run folder: {report['folder']}  (report.html, adapter/)", soft_wrap=True)
+    if report["rank_note"]:
+        answers.print(report["rank_note"], soft_wrap=True)
 
 
 def print_plans(plans: Sequence[MemoryPlan]) -> None:
@@ -184,6 +186,20 @@ def print_export(exported: Exported) -> None:
     if exported.drift is not None:
         answers.print(exported.drift.headline(), style="bold", soft_wrap=True)
     answers.print(f"exported folder: {exported.folder}", soft_wrap=True)
+
+
+def print_gguf_adapter(adapter: GgufAdapter) -> None:
+    """What was written, how llama.cpp and Ollama take it, the prompt it wants."""
+    size = f"{adapter.n_targets} targets of rank {adapter.rank}, {adapter.n_bytes / 1e6:.1f} MB"
+    answers.print(f"wrote a LoRA file for llama.cpp ({adapter.architecture}), {size}", style="bold", soft_wrap=True)
+    base = adapter.base or "BASE.gguf"
+    program = "llama-completion" if adapter.is_seq2seq else "llama-cli"
+    answers.print(f"llama.cpp: {program} -m {base} --lora {adapter.path}", soft_wrap=True)
+    if not adapter.is_seq2seq:
+        answers.print(f"Ollama: FROM {base} and ADAPTER {adapter.path} in a Modelfile", soft_wrap=True)
+    answers.print(f"prompt: {adapter.before!r}, the question, {adapter.after!r}", soft_wrap=True)
+    if adapter.note:
+        answers.print(adapter.note, soft_wrap=True)
 
 
 def print_verification(report: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from lorahub_edge.integrity import file_hashes
 from lorahub_edge.json_text import plain
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
-from lorahub_edge.modules import LoraModule, ModuleFolder, write_module
+from lorahub_edge.modules import LoraModule, ModuleFolder, rank_note, write_module
 from lorahub_edge.outputs import write_errors
 from lorahub_edge.search import Evaluated, SearchResult
 from lorahub_edge.tasks import examples_text
@@ -114,6 +114,8 @@ class Run:
             "search": dict(self.manifest["search"]),
             "chosen_modules": self.manifest["chosen_modules"],
             "rank_cut": self.manifest["rank_cut"],
+            "adapter_rank": self.module.rank,
+            "rank_note": rank_note(self.module, self.model.base.family),
             "timings": dict(self.manifest["timings"]),
             "peak_memory": dict(self.manifest["peak_memory"]),
             "folder": str(self.folder) if self.folder else None,

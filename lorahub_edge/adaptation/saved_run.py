@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorahub_edge.adaptation.run_folder import ADAPTER, EXAMPLES, read_manifest
-from lorahub_edge.base import Base, load_base
+from lorahub_edge.base import Base, OpenBase, load_base, open_base
 from lorahub_edge.base.filler import Adjust
 from lorahub_edge.cache import Cache, content_hashes
 from lorahub_edge.errors import InvalidInput
@@ -16,6 +16,8 @@ from lorahub_edge.integrity import check_files
 from lorahub_edge.modules import LoraModule, read_module
 from lorahub_edge.sources import local_path
 from lorahub_edge.tasks import Example, load_examples
+
+AnyBase = TypeVar("AnyBase", Base, OpenBase)
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,22 @@ class SavedRun:
         Raises:
             InvalidInput: the base is gone, or its weights are not those that the run saw.
         """
+        precision = precision or self.precision
+        return self._unchanged(
+            lambda: load_base(self.base_spec, precision=precision, device=device, adjust=adjust, cache=cache), cache
+        )
+
+    def open_base(self) -> OpenBase:
+        """The base of the run, all but its weights.
+
+        Raises:
+            InvalidInput: see `load_base`.
+        """
+        return self._unchanged(lambda: open_base(self.base_spec, precision=self.precision, device="cpu"), None)
+
+    def _unchanged(self, find: Callable[[], AnyBase], cache: Cache | None) -> AnyBase:
         try:
-            base = load_base(
-                self.base_spec, precision=precision or self.precision, device=device, adjust=adjust, cache=cache
-            )
+            base = find()
         except InvalidInput as error:
             raise InvalidInput(f"run {self.folder}: its base cannot be loaded: {error}") from error
         if content_hashes(base.weight_files, cache) != self.base_files:

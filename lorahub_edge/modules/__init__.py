@@ -14,6 +14,7 @@ from lorahub_edge.modules.in_use import FactorsInUse
 from lorahub_edge.modules.layout import STACK_DTYPES, StackLayout, Target
 from lorahub_edge.modules.null import NullModules, random_modules
 from lorahub_edge.modules.other_bases import OtherBase, other_bases, warn_of_other_bases
+from lorahub_edge.modules.runtimes import rank_note
 from lorahub_edge.modules.stack import COMPOSITIONS, ModuleStack, modules_in_use
 from lorahub_edge.modules.stored import can_map, load_stack
 from lorahub_edge.modules.truncate import RankCut, cut_rank
@@ -41,6 +42,7 @@ __all__ = [
     "modules_in_use",
     "other_bases",
     "random_modules",
+    "rank_note",
     "read_module",
     "warn_of_other_bases",
     "write_module",

@@ -85,6 +85,11 @@ class LoraModule:
         """Itself; see `ModuleFolder`."""
         return self
 
+    @property
+    def rank(self) -> int:
+        """The largest of its targets."""
+        return max((f.rank for f in self.factors.values()), default=0)
+
     def __repr__(self) -> str:
         ranks = sorted({f.rank for f in self.factors.values()})
         return f"LoraModule({self.name}, {len(self.factors)} targets, rank {'/'.join(map(str, ranks))})"
