@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from lorahub_edge.commands import AdapterOption, JsonOption, RunArgument, one_line_errors
 from lorahub_edge.errors import UnsupportedFormat
@@ -133,15 +132,18 @@ def export(
 
 def _check_outputs(context: typer.Context) -> None:
     """Without --out there must be --gguf-adapter, and no option that is about the folder."""
-    if context.params["out"] is not None:
+    out, file = context.params["out"], context.params["gguf_adapter"]
+    if out is not None:
+        if file is not None and out.absolute() in file.absolute().parents:
+            raise typer.BadParameter(f"--gguf-adapter {file} is in the new folder --out; name another place")
         return
-    if context.params["gguf_adapter"] is None:
-        raise typer.BadParameter("name --out, --gguf-adapter or both", ctx=context)
-    of_file = ("source", "gguf_adapter", "as_json")
+    if file is None:
+        raise typer.BadParameter("name --out, --gguf-adapter or both")
     for parameter in context.command.params:
-        name = str(parameter.name)
-        if name not in of_file and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise typer.BadParameter(f"{parameter.opts[0]} is about the ONNX folder; name --out too", ctx=context)
+        source = context.get_parameter_source(str(parameter.name))
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if is_given and parameter.name not in ("source", "gguf_adapter", "as_json"):
+            raise typer.BadParameter(f"{parameter.opts[0]} is about the ONNX folder; name --out too")
 
 
 @one_line_errors

@@ -193,11 +193,12 @@ def print_gguf_adapter(adapter: GgufAdapter) -> None:
     size = f"{adapter.n_targets} targets of rank {adapter.rank}, {adapter.n_bytes / 1e6:.1f} MB"
     answers.print(f"wrote a LoRA file for llama.cpp ({adapter.architecture}), {size}", style="bold", soft_wrap=True)
     base = adapter.base or "BASE.gguf"
-    program = "llama-completion" if adapter.is_seq2seq else "llama-cli"
+    program = "llama-cli" if adapter.is_chat else "llama-completion -no-cnv -p PROMPT"
+    template = "" if adapter.is_chat else ' and TEMPLATE "{{ .Prompt }}"'
     answers.print(f"llama.cpp: {program} -m {base} --lora {adapter.path}", soft_wrap=True)
-    if not adapter.is_seq2seq:
-        answers.print(f"Ollama: FROM {base} and ADAPTER {adapter.path} in a Modelfile", soft_wrap=True)
-    answers.print(f"prompt: {adapter.before!r}, the question, {adapter.after!r}", soft_wrap=True)
+    answers.print(f"Ollama: a Modelfile with FROM {base} and ADAPTER {adapter.path}{template}", soft_wrap=True)
+    whose = "the base's chat template" if adapter.is_chat else "as the run had it"
+    answers.print(f"prompt: {whose}: {adapter.before!r}, question, {adapter.after!r}", soft_wrap=True)
     if adapter.note:
         answers.print(adapter.note, soft_wrap=True)
 

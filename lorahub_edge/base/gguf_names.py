@@ -58,11 +58,11 @@ class Architecture:
 
     def _candidates(self, name: str) -> Iterator[str]:
         ending = name.rpartition(".")[2]
-        number = re.search(r"\.(\d+)\.", name)
+        number = next(iter(re.findall(r"\.(\d+)\.", name)), "")
         for part in self.parts:
             yield f"{part}.{ending}"
             for begin in self.blocks if number else ():
-                yield f"{begin}.{number[1]}.{part.removeprefix(f'{begin}.')}.{ending}"
+                yield f"{begin}.{number}.{part.removeprefix(f'{begin}.')}.{ending}"
 
     def from_stored_rows(self, values: Array, stored: str, config: Mapping[str, Any]) -> Array:
         """Rows of the tensor `stored` in transformers' order.

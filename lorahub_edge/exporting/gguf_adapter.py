@@ -1,8 +1,8 @@
 """export_gguf_adapter: a run's composed module as llama.cpp's LoRA file, for any GGUF file of the run's base.
 
 llama.cpp finds a target by the name of the base's tensor and throws where it finds none, so all names and shapes are
-looked up before anything is written. Each tensor has its own rank there, and a factor alpha / rank where alpha is not 0:
-alpha is 0 here, and B carries the scaling.
+looked up before anything is written. Each pair of tensors may have a rank of its own there, and alpha / rank scales it;
+an alpha of 0 leaves it as it is. So alpha is 0, and B carries the scaling.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GgufAdapter:
         rank: the largest of them.
         n_bytes: its size.
         before, after: the text around an input that the run was adapted on.
-        is_seq2seq: whether the base has an encoder.
+        is_chat: whether that is what the base's chat template puts there.
         note: see `rank_note`.
     """
 
@@ -50,7 +50,7 @@ class GgufAdapter:
     n_bytes: int
     before: str
     after: str
-    is_seq2seq: bool
+    is_chat: bool
     note: str
 
     def as_record(self) -> dict[str, Any]:
@@ -87,8 +87,12 @@ def export_gguf_adapter(run: str | Path, out: str | Path) -> GgufAdapter:
     module, (file, *_) = saved.module, base.weight_files
     return GgufAdapter(
         out, architecture.name, file if file.suffix == ".gguf" else None, len(module.factors), module.rank,
-        out.stat().st_size, prompt.before, prompt.after, base.family.is_seq2seq, rank_note(module, base.family),
+        out.stat().st_size, prompt.before, prompt.after, _is_chat(prompt), rank_note(module, base.family),
     )  # fmt: skip
+
+
+def _is_chat(prompt: PromptFormat) -> bool:
+    return prompt.template == "chat" or (prompt.template == "auto" and prompt.before != "")
 
 
 def _tensors(
@@ -102,8 +106,8 @@ def _tensors(
         if stored is None or is_tied:
             why = "its output layer is its embedding" if is_tied else f"'{architecture.name}' has no name for it"
             raise UnsupportedFormat(
-                f"export: run {run.folder} changes '{target}', for which a GGUF file of base '{base.source.spec}' has no "
-                f"tensor ({why}); adapt with modules that leave it out"
+                f"export: run {run.folder} changes '{target}', for which a GGUF file of base '{base.source.spec}' has "
+                f"no tensor ({why}); adapt with modules that leave it out"
             )
         yield f"{stored}.lora_a", factors.A.numpy()
         B = (factors.scaling * factors.B).numpy()
