@@ -18,7 +18,7 @@ help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
 	@echo "make test-lowest  the short tests with the lowest versions that pyproject.toml allows; make test-newest, the newest"
-	@echo "make clients      install what tests/clients loads exported folders with: optimum-onnx, transformers.js (needs npm), onnxruntime-genai, OpenVINO"
+	@echo "make clients      install what tests/clients uses our exports with: optimum-onnx, onnxruntime-genai, OpenVINO, llama.cpp, transformers.js (needs npm)"
 	@echo "make bench        measure time and memory beside the peers (half an hour, 20 GB of disk in WORK)"
 	@echo "make bench-quick  the same in three minutes, on small models, without peers"
 	@echo "make lint    ruff, mypy, clang-format"
@@ -83,6 +83,7 @@ clients:
 	-$(MAKE) $(VENV)/clients/.python
 	-$(MAKE) $(VENV)/clients/.node
 	-$(MAKE) $(VENV)/clients/.genai
+	-$(MAKE) $(VENV)/clients/.llama
 	-$(MAKE) $(VENV)/clients/.openvino
 
 lint: $(VENV)/.installed-dev
@@ -179,7 +180,7 @@ $(VENV)/clients/.python: tests/clients/requirements.txt | $(VENV)/bin/python
 	$(VENV)/clients/python/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
-$(VENV)/clients/.genai $(VENV)/clients/.openvino: $(VENV)/clients/.%: tests/clients/%.txt | $(VENV)/bin/python
+$(VENV)/clients/.genai $(VENV)/clients/.openvino $(VENV)/clients/.llama: $(VENV)/clients/.%: tests/clients/%.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)/clients/$*
 	$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

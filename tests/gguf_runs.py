@@ -17,15 +17,16 @@ from tests.resealed import reseal
 ROWS = [("a?a.", "a."), ("?a", "?")]
 
 
-def make_run(folder: Path, kind: str, *, head: bool = False) -> tuple[Path, Path]:
+def make_run(folder: Path, kind: str, *, head: bool = False, **values: Any) -> tuple[Path, Path]:
     """A base of one of gguf_files.KINDS, and a run on it with a random module for a result; returns both places.
 
     Args:
         folder: a new one.
         head: whether the module changes the output layer too.
+        values: of the base's config.
     """
     folder.mkdir()
-    model, run = gguf_files.make_model(kind), folder / "run"
+    model, run = gguf_files.make_model(kind, **values), folder / "run"
     base = gguf_files.write(folder, kind, model)
     write_random_module(model, folder / "module", head=head)
     with warnings.catch_warnings():
@@ -50,6 +51,4 @@ def write_random_module(model: Any, folder: Path, *, head: bool) -> None:
             A, B = (torch.randn(shape, generator=rng) * 0.3 for shape in shapes)
             factors[name] = LoraFactors(A, B, 3.0 - k % 2)
     folder.mkdir(exist_ok=True)
-    write_module(
-        LoraModule(folder.name, factors), folder, base_name="", task_type="CAUSAL_LM", targets=list(factors)
-    )
+    write_module(LoraModule(folder.name, factors), folder, base_name="", task_type="CAUSAL_LM", targets=list(factors))

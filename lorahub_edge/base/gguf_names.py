@@ -59,7 +59,7 @@ class Architecture:
     def _candidates(self, name: str) -> Iterator[str]:
         ending = name.rpartition(".")[2]
         number = next(iter(re.findall(r"\.(\d+)\.", name)), "")
-        for part in self.parts:
+        for part in sorted(self.parts, key=lambda part: "." not in part):  # one kind of block's own before any block's
             yield f"{part}.{ending}"
             for begin in self.blocks if number else ():
                 yield f"{begin}.{number}.{part.removeprefix(f'{begin}.')}.{ending}"

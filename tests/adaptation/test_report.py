@@ -27,7 +27,7 @@ def report(*, strict, n_test=100, verdict=VERDICT):
             row("adapted", "best of 107 evaluations", 11.0046, 100.0, strict, 16.0, 50.0),
         ],
         "coefficients": {"a": 1.0}, "timings": {"total_s": 1.0}, "peak_memory": {},
-        "rank_cut": None, "chosen_modules": None,
+        "rank_cut": None, "chosen_modules": None, "rank_note": "",
         "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5,
             "composition": "factors"},
     }  # fmt: skip
@@ -75,3 +75,11 @@ def test_without_a_test_there_is_the_loss_alone(printed):
         assert STRICT_NOTE not in text
     assert '<p class="verdict">' not in page
     assert "loss: cross-entropy per answer token on the 5 examples" in lines
+
+
+def test_the_last_line_says_what_a_rank_needs_where_it_needs_something(printed):
+    plain = printed(report(strict=40.0), 80)
+    assert printed({**report(strict=40.0), "rank_note": "the adapter has rank 17"}, 80) == [
+        *plain,
+        "the adapter has rank 17",
+    ]

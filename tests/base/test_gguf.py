@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from lorahub_edge.base import load_base, open_base, save_base
 from lorahub_edge.base.gguf import gguf_config
 from lorahub_edge.base.gguf_header import GgufHeader
+from lorahub_edge.base.gguf_names import architecture_of
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.tasks import PromptFormat
 from tests import gguf_files
@@ -207,3 +208,19 @@ def test_a_folder_with_one_gguf_is_a_base_and_with_two_a_question(tmp_path):
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
     with pytest.raises(InvalidInput, match=r"2 GGUF files \(a\.gguf, b\.gguf\); name one"):
         load_base(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("kind", gguf_files.KINDS)
+def test_names_and_rows_come_back_from_the_table(kind, tmp_path):
+    """From transformers' name to the file's, which the package gguf gave, and the rows of each in the file's order."""
+    model = gguf_files.make_model(kind)
+    header = GgufHeader.read(gguf_files.write(tmp_path, kind, model))
+    config = model.config.to_dict()
+    architecture = architecture_of(config, where="x")
+    assert architecture.name == header.architecture
+    stored = {architecture.stored_name(name): values.numpy() for name, values in model.state_dict().items()}
+    assert set(header.tensors) <= set(stored)
+    for name in (name for name in header.tensors if not name.endswith("norm.weight")):
+        expected = header.values(name)
+        np.testing.assert_array_equal(architecture.to_stored_rows(stored[name], name, config), expected)
+    assert architecture.stored_name("model.layers.0.self_attn.other.weight") is None

@@ -180,6 +180,36 @@ def test_export_says_what_was_verified_and_verify_says_it_again(adapt, call, exa
     assert "run is not an exported folder" in result.stderr
 
 
+def test_export_writes_a_file_for_llama_cpp_alone_or_beside_the_folder(adapt, call, fast_export):
+    assert adapt("--out", "run", "--no-null-control").exit_code == 0
+    lines = call("export", "run", "--gguf-adapter", "a.gguf").stdout.splitlines()
+    assert re.fullmatch(r"wrote a LoRA file for llama.cpp \(t5\), 12 targets of rank 4, 0.0 MB", lines[0])
+    place = Path("a.gguf").absolute()
+    assert lines[1] == f"llama.cpp: llama-completion -no-cnv -p PROMPT -m BASE.gguf --lora {place}"
+    assert lines[2] == f'Ollama: a Modelfile with FROM BASE.gguf and ADAPTER {place} and TEMPLATE "{{{{ .Prompt }}}}"'
+    assert lines[3].startswith("prompt: as the run had it: '")
+    assert [path.name for path in Path().glob("*.gguf")] == ["a.gguf"]
+    record = json.loads(call("export", "run", "--gguf-adapter", "new/b.gguf", "--out", "onnx", "--json").stdout)
+    assert record["verification"]["passed"]
+    assert Path("onnx/lorahub_edge.json").is_file()
+    assert Path(record["gguf_adapter"]["path"]).read_bytes() == place.read_bytes()
+    assert record["gguf_adapter"]["rank"] == 4
+    result = call("export", "run", "--gguf-adapter", "a.gguf", "--out", "second")
+    assert result.exit_code == 1
+    assert re.fullmatch(r"error: output .*a.gguf exists; name a new one\n", result.stderr)
+    for arguments, message in (
+        ([], "name --out, --gguf-adapter or both"),
+        (["--gguf-adapter", "c.gguf", "--with-adapter"], "--with-adapter is about the ONNX folder"),
+        (["--gguf-adapter", "c.gguf", "--precision", "int8"], "--precision is about the ONNX folder"),
+        (["--gguf-adapter", "second/c.gguf", "--out", "second"], "is in the new folder --out"),
+    ):
+        result = call("export", "run", *arguments)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+    assert not Path("c.gguf").exists()
+    assert not Path("second").exists()
+
+
 def test_runs_share_a_base_and_serve_takes_one_of_their_adapters(adapt, call, fast_export, monkeypatch):
     from lorahub_edge.serve import server
 
