@@ -1,8 +1,8 @@
 """Greedy answers of GGUF files with LoRA files by llama.cpp, through llama.h; runs in an environment of its own.
 
 Reads JSON: [{"base", "adapter", "prompts", "n_tokens", "n_vocabulary"}], prompts as token ids; prints, for each prompt,
-the token ids of the answer, and the logits before each of them. The wheel's own interface is llama.cpp's server, which runs
-no model with an encoder, so its library is called as a C program calls it.
+the token ids of the answer, and the logits before each of them. The wheel's own interface is llama.cpp's server, which
+runs no model with an encoder, so its library is called as a C program calls it.
 """
 
 import ctypes
