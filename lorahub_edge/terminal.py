@@ -196,7 +196,8 @@ def print_gguf_adapter(adapter: GgufAdapter) -> None:
     program = "llama-cli" if adapter.is_chat else "llama-completion -no-cnv -p PROMPT"
     template = "" if adapter.is_chat else ' and TEMPLATE "{{ .Prompt }}"'
     answers.print(f"llama.cpp: {program} -m {base} --lora {adapter.path}", soft_wrap=True)
-    answers.print(f"Ollama: a Modelfile with FROM {base} and ADAPTER {adapter.path}{template}", soft_wrap=True)
+    if not adapter.is_seq2seq:  # Ollama runs none with an encoder
+        answers.print(f"Ollama: a Modelfile with FROM {base} and ADAPTER {adapter.path}{template}", soft_wrap=True)
     whose = "the base's chat template" if adapter.is_chat else "as the run had it"
     answers.print(f"prompt: {whose}: {adapter.before!r}, question, {adapter.after!r}", soft_wrap=True)
     if adapter.note:

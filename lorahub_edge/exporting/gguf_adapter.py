@@ -38,6 +38,7 @@ class GgufAdapter:
         rank: the largest of them.
         n_bytes: its size.
         before, after: the text around an input that the run was adapted on.
+        is_seq2seq: whether the base has an encoder.
         is_chat: whether that is what the base's chat template puts there.
         note: see `rank_note`.
     """
@@ -50,6 +51,7 @@ class GgufAdapter:
     n_bytes: int
     before: str
     after: str
+    is_seq2seq: bool
     is_chat: bool
     note: str
 
@@ -87,7 +89,8 @@ def export_gguf_adapter(run: str | Path, out: str | Path) -> GgufAdapter:
     module, (file, *_) = saved.module, base.weight_files
     return GgufAdapter(
         out, architecture.name, file if file.suffix == ".gguf" else None, len(module.factors), module.rank,
-        out.stat().st_size, prompt.before, prompt.after, _is_chat(prompt), rank_note(module, base.family),
+        out.stat().st_size, prompt.before, prompt.after, base.family.is_seq2seq, _is_chat(prompt),
+        rank_note(module, base.family),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from lorahub_edge import terminal
 from lorahub_edge.adaptation.report import report_html
 from lorahub_edge.cli import app
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.exporting import GgufAdapter
 from lorahub_edge.modules import LoraFactors, LoraModule, read_module
 from tests import tiny
 
@@ -101,3 +102,24 @@ def test_a_report_has_no_control_characters(bases, module_folders, tmp_path):
     assert "\x1b" not in page
     assert page == report_html(run.report(), [(e.value.mean_loss, e.value.objective) for e in run.journal])
     assert list(json.loads(Path(tmp_path / "run" / "coefficients.json").read_text())) == [module.name]
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_lora_file_is_shown_with_the_commands_that_put_the_runs_prompt_around_a_question(
+    is_chat, capsys, monkeypatch
+):
+    monkeypatch.setattr(terminal.answers, "_width", 200)
+    terminal.print_gguf_adapter(
+        GgufAdapter(
+            Path("/a.gguf"), "llama", Path("/base.gguf"), 60, 32, 3_700_000, "<user>", "\n", is_seq2seq=False,
+            is_chat=is_chat, note="the adapter has rank 32",
+        )
+    )  # fmt: skip
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "wrote a LoRA file for llama.cpp (llama), 60 targets of rank 32, 3.7 MB"
+    program = "llama-cli" if is_chat else "llama-completion -no-cnv -p PROMPT"
+    assert said[1] == f"llama.cpp: {program} -m /base.gguf --lora /a.gguf"
+    ending = "" if is_chat else ' and TEMPLATE "{{ .Prompt }}"'
+    assert said[2] == f"Ollama: a Modelfile with FROM /base.gguf and ADAPTER /a.gguf{ending}"
+    whose = "the base's chat template" if is_chat else "as the run had it"
+    assert said[3:] == [rf"prompt: {whose}: '<user>', question, '\n'", "the adapter has rank 32"]
