@@ -135,8 +135,8 @@ def route(device: torch.device | str) -> str:
 def isa() -> str:
     """The instruction set of the CPU kernels: one of csrc/kernels/cpu/isa.h, or "numpy" on the reference route.
 
-    "baseline" is what the compiler takes for granted: SSE2 on x86-64, NEON on ARM64. The widest that the machine runs,
-    or what the environment variable LORAHUB_EDGE_ISA names; fixed at the first call.
+    The widest that the machine runs, or what the environment variable LORAHUB_EDGE_ISA names; fixed at the first call.
+    "baseline" and "neon" are what every x86-64 and ARM64 processor runs.
 
     Raises:
         InvalidInput: LORAHUB_EDGE_ISA names one that this build or machine does not have.

@@ -5,10 +5,6 @@
 
 #include "simd.h"
 
-#if defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
 namespace lorahub_edge::cpu {
 namespace {
 

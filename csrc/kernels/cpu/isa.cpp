@@ -28,8 +28,17 @@ const bool kDotprod = (getauxval(AT_HWCAP) >> 20 & 1) != 0, kI8mm = (getauxval(A
 // The features here are those of the compiler flags in CMakeLists.txt, one for one.
 bool machine_runs(Isa isa) {
   switch (isa) {
+#if defined(LORAHUB_EDGE_ARM_ISAS)
+    case Isa::neon:
+      return true;
+    case Isa::dotprod:
+      return kDotprod;
+    case Isa::i8mm:
+      return kDotprod && kI8mm;
+#else
     case Isa::baseline:
       return true;
+#endif
 #if defined(LORAHUB_EDGE_X86_ISAS)
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -41,11 +50,6 @@ bool machine_runs(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
              __builtin_cpu_supports("fma");
-#elif defined(LORAHUB_EDGE_ARM_ISAS)
-    case Isa::dotprod:
-      return kDotprod;
-    case Isa::i8mm:
-      return kDotprod && kI8mm;
 #endif
   }
   return false;
@@ -65,17 +69,6 @@ Isa choose_isa() {
 }
 
 }  // namespace
-
-const char* name_of(Isa isa) {
-  switch (isa) {
-#define LORAHUB_EDGE_NAME(isa) \
-  case Isa::isa:               \
-    return #isa;
-    LORAHUB_EDGE_FOR_EACH_ISA(LORAHUB_EDGE_NAME)
-#undef LORAHUB_EDGE_NAME
-  }
-  return "unknown";
-}
 
 std::vector<Isa> runnable_isas() {
   std::vector<Isa> runnable;

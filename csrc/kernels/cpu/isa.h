@@ -18,8 +18,8 @@
 #define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512)
 #define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X)
 #elif defined(LORAHUB_EDGE_ARM_ISAS)
-#define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline) X(dotprod) X(i8mm)
-#define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X) X(dotprod, baseline) X(i8mm, baseline)
+#define LORAHUB_EDGE_FOR_EACH_ISA(X) X(neon) X(dotprod) X(i8mm)
+#define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X) X(dotprod, neon) X(i8mm, neon)
 #else
 #define LORAHUB_EDGE_FOR_EACH_ISA(X) X(baseline)
 #define LORAHUB_EDGE_FOR_EACH_LINEAR_ISA(X)
@@ -31,7 +31,16 @@ namespace lorahub_edge::cpu {
 enum class Isa { LORAHUB_EDGE_FOR_EACH_ISA(LORAHUB_EDGE_ENUMERATE) };
 #undef LORAHUB_EDGE_ENUMERATE
 
-const char* name_of(Isa isa);
+inline const char* name_of(Isa isa) {
+  switch (isa) {
+#define LORAHUB_EDGE_NAME(isa) \
+  case Isa::isa:               \
+    return #isa;
+    LORAHUB_EDGE_FOR_EACH_ISA(LORAHUB_EDGE_NAME)
+#undef LORAHUB_EDGE_NAME
+  }
+  return "unknown";
+}
 
 // The variants in this build that this machine can run, narrowest first.
 std::vector<Isa> runnable_isas();

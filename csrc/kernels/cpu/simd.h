@@ -12,6 +12,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #ifndef LORAHUB_EDGE_ISA
@@ -81,6 +83,11 @@ inline Vector load(const std::int8_t* from) {
   std::memcpy(&codes, from, sizeof(codes));
   const __m128i twice = _mm_unpacklo_epi8(_mm_cvtsi32_si128(codes), _mm_cvtsi32_si128(codes));
   return reinterpret_cast<Vector>(_mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(twice, twice), 24)));
+#elif defined(__ARM_NEON)
+  std::uint32_t codes;
+  std::memcpy(&codes, from, sizeof(codes));
+  const int16x4_t words = vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(codes))));
+  return reinterpret_cast<Vector>(vcvtq_f32_s32(vmovl_s16(words)));
 #else
   Vector vector;
   for (int lane = 0; lane < kLanes; ++lane) vector[lane] = from[lane];
@@ -109,6 +116,10 @@ inline void store(std::int8_t* to, Vector vector) {
   const __m256i ints = _mm256_cvttps_epi32(reinterpret_cast<__m256>(vector));
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
   _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(words, words));
+#elif defined(__ARM_NEON)
+  const int16x4_t words = vmovn_s32(vcvtq_s32_f32(reinterpret_cast<float32x4_t>(vector)));
+  const int8x8_t codes = vmovn_s16(vcombine_s16(words, words));
+  std::memcpy(to, &codes, kLanes);
 #else
   for (int lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<std::int8_t>(vector[lane]);
 #endif
@@ -183,6 +194,9 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Vector>(
       _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(LORAHUB_EDGE_ARM_ISAS)
+  return reinterpret_cast<Vector>(
+      vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif
