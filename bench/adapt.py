@@ -5,6 +5,7 @@ floor is the int8 products alone. Each contender runs in a process of its own, r
 with as many threads, on the same five examples.
 
 python -m bench.adapt WORK [--peer-python PYTHON] [--parts evaluation whole memory-196 memory-xl] [--shapes small ...]
+python -m bench.adapt WORK --isa avx2 --parts evaluation --shapes large --peer-python PYTHON --out FILE
 python -m bench.adapt WORK --device cuda --parts evaluation --shapes large --out FILE [--contenders ours lorahub]
 """
 
@@ -26,6 +27,7 @@ from bench.workers import Run, Workplace, command_line, in_turns
 
 BENCH = "adapt-t5-large"
 CONTENDERS = ("ours", "lorahub", "bitsandbytes", "ctranslate2", "int-mm")
+ON_AVX2 = ("ours", "ours-float", "lorahub", "ctranslate2")
 ON_A_GPU = ("ours", "lorahub", "bitsandbytes")
 PARTS = ("evaluation", "whole", "memory-196", "memory-xl")
 N_MODULES = 20
@@ -46,7 +48,9 @@ def evaluation(place: Workplace, shape: str, rounds: int, contenders: Sequence[s
         place.worker("ours", base, modules, task, n_candidates=1, n_repeats=1)  # fills the cache
 
     def measure(name: str) -> Run:
-        n = {"ours": 12, "lorahub": 2}.get(name, 4)  # where there is no generation, one is like the other
+        n = {"ours": 12, "ours-float": 12, "lorahub": 2}.get(
+            name, 4
+        )  # where there is no generation, one is like the other
         n_repeats = 3 if place.device == "cpu" else 8  # ours is replayed from its fourth call on
         run = place.worker(name, folders[name], modules, task, n_candidates=n, n_repeats=n_repeats)
         return {**run, "seconds": run["per_candidate_s"]}
@@ -114,6 +118,7 @@ def _record(options: argparse.Namespace, part: str, runs: dict[str, list[Run]], 
         case = {**setup, "part": part, "contender": contender, "threads": options.threads}
         case["stack_dtype"] = options.stack_dtype  # ours; peers have it too, as their records always had
         case |= {"device": options.device} if options.device != "cpu" else {}
+        case |= {"isa": options.isa} if options.isa else {}
         append(options.out, make_record(BENCH, case, metrics))
         sys.stderr.write(
             f"{part} {setup['shape']} {contender}: {metrics['median_s']:.3f} s, peak {peak / 1e9:.2f} GB\n"
@@ -131,13 +136,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stack-dtype", default="int8")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: of evaluation only")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="of evaluation; default: all of the device")
+    parser.add_argument("--isa", choices=("avx2",), help="of every contender; default: what the machine has")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=(*CONTENDERS, "ours-float"), help="of evaluation; default: all of the device"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
     options = parser.parse_args()
     if options.device == "cuda" and options.parts != ["evaluation"]:
         parser.error("--device cuda: only --parts evaluation is measured there")
-    place = Workplace(options.work, options.threads, options.peer_python, options.stack_dtype, options.device)
-    contenders = options.contenders or (CONTENDERS if options.device == "cpu" else ON_A_GPU)
+    settings = (options.threads, options.peer_python, options.stack_dtype, options.device, options.isa)
+    place = Workplace(options.work, *settings)
+    default = ON_A_GPU if options.device != "cpu" else ON_AVX2 if options.isa else CONTENDERS
+    contenders = options.contenders or default
     large = {"shape": "large", "n_modules": N_MODULES}
     for shape in options.shapes if "evaluation" in options.parts else ():
         runs = evaluation(place, shape, options.rounds, contenders)

@@ -24,11 +24,15 @@ _UNTIL_EXIT = ExitStack()
 
 
 def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
-    """A generation through the population forward, with LoRA, as `adapt --max-memory` would set it up."""
+    """A generation through the population forward, with LoRA, as `adapt --max-memory` would set it up.
+
+    As "ours-float" with float products in place of int8 ones: what a processor without fast int8 products gets.
+    """
     import torch
 
     from lorahub_edge.adaptation import PopulationForward
     from lorahub_edge.base import load_base
+    from lorahub_edge.base.engines import layer_engines, set_engines
     from lorahub_edge.cache import default_cache
     from lorahub_edge.modules import find_modules, load_stack
     from lorahub_edge.search import load_optimisers
@@ -36,6 +40,8 @@ def ours(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
 
     load_optimisers()  # part of every search, and of its memory
     base = load_base(options.base, device=options.device, cache=default_cache())
+    if options.contender == "ours-float":
+        set_engines(base.model, dict.fromkeys(layer_engines(base.model), "dequantize"))
     stack = load_stack(find_modules(options.modules), base, dtype=options.stack_dtype, cache=default_cache())
     encoded = PromptFormat.for_base(base).encode_all([Example(row["input"], row["target"]) for row in rows])
     forward = _UNTIL_EXIT.enter_context(PopulationForward(base, stack, encoded).ready())
@@ -132,6 +138,7 @@ def int_mm(options: argparse.Namespace, rows: list[dict[str, str]]) -> Evaluate:
 
 CONTENDERS = {
     "ours": ours,
+    "ours-float": ours,
     "lorahub": lorahub,
     "bitsandbytes": bitsandbytes,
     "ctranslate2": ctranslate2,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.records import RESULTS, ROOT, read
-from bench.tables_adapt import adapt_table, curves_table, memory_table, merge_export_table, shapes_table
+from bench.tables_adapt import adapt_table, avx2_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
 from bench.tables_quality import NOTHING, leave_out, plain_base, quality_pocket
 from bench.tables_studies import (
@@ -126,6 +126,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     },
     ROOT / "docs" / "benchmarks.md": {
         "shapes": shapes_table,
+        "avx2": avx2_table,
         "merge-export": merge_export_table,
         "memory": memory_table,
         "curves": curves_table,

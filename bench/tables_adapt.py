@@ -15,6 +15,7 @@ from bench.t5_large import SHAPES
 NOTHING = "Not measured yet."
 NAMES = {
     "ours": "lorahub_edge, int8, with LoRA",
+    "ours-float": "lorahub_edge, float products, with LoRA",
     "lorahub": "lorahub 0.1.0, float32, with LoRA",
     "bitsandbytes": "transformers + bitsandbytes int8, no LoRA",
     "ctranslate2": "CTranslate2 int8, no LoRA",
@@ -44,7 +45,15 @@ def adapt_table() -> str:
 
 def shapes_table() -> str:
     """One evaluation of every contender on every shape."""
-    records = [r for r in _adapt_records() if r["setup"]["part"] == "evaluation"]
+    return _by_shape([r for r in _adapt_records() if r["setup"]["part"] == "evaluation"])
+
+
+def avx2_table() -> str:
+    """The same with every contender held to AVX2."""
+    return _by_shape(read(RESULTS / "adapt-avx2.jsonl"))
+
+
+def _by_shape(records: list[Record]) -> str:
     if not records:
         return NOTHING
     lines = ["| shape | | seconds | times ours | peak memory, GB |", "|---|---|---:|---:|---:|"]

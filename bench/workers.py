@@ -19,6 +19,18 @@ from bench.t5_large import SHAPES, write_random_model, write_random_modules
 
 N_EXAMPLES = 5
 
+# What holds every contender to an instruction set: our kernels, torch's, those of MKL and oneDNN in torch and in
+# CTranslate2, and CTranslate2's own. CTranslate2's setting alone leaves its products to MKL as it finds the machine.
+HELD_TO_ISA = {
+    "avx2": {
+        "LORAHUB_EDGE_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+    }
+}
+
 # What one process of one contender measured.
 Run = dict[str, Any]
 
@@ -33,6 +45,7 @@ class Workplace:
         peer_python: of an environment with the peers that cannot share ours, or None.
         stack_dtype: of our stack.
         device: of the workers, "cpu" or "cuda".
+        isa: an instruction set of HELD_TO_ISA, or None for what the machine has.
     """
 
     folder: Path
@@ -40,6 +53,7 @@ class Workplace:
     peer_python: Path | None = None
     stack_dtype: str = "fp32"
     device: str = "cpu"
+    isa: str | None = None
 
     def model(self, shape: str, n_modules: int, *, rank: int = 16) -> tuple[Path, Path]:
         """Folders of a base and of its modules, written if they are not there."""
@@ -81,6 +95,7 @@ class Workplace:
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """A command with this place's threads and cache; ends the bench if it fails."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
+        environment |= HELD_TO_ISA[self.isa] if self.isa else {}
         environment["LORAHUB_EDGE_CACHE"] = str((self.folder / "cache").absolute())
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
         if done.returncode != 0:

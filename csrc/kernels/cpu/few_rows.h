@@ -13,7 +13,11 @@ namespace lorahub_edge::cpu {
 namespace {
 
 // Up to which packing costs more (docs/log.md).
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr index_t kFewRows = 48;
+#else
 constexpr index_t kFewRows = 16;
+#endif
 
 // Weight rows that are multiplied together; `lane_sums` takes so many.
 constexpr int kFewColumns = 4;
