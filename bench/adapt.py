@@ -26,7 +26,8 @@ from bench.t5_large import SHAPES
 from bench.workers import Run, Workplace, command_line, in_turns
 
 BENCH = "adapt-t5-large"
-CONTENDERS = ("ours", "lorahub", "bitsandbytes", "ctranslate2", "int-mm")
+EVERY = ("ours", "ours-float", "lorahub", "bitsandbytes", "ctranslate2", "int-mm")
+CONTENDERS = tuple(name for name in EVERY if name != "ours-float")
 ON_AVX2 = ("ours", "ours-float", "lorahub", "ctranslate2")
 ON_A_GPU = ("ours", "lorahub", "bitsandbytes")
 PARTS = ("evaluation", "whole", "memory-196", "memory-xl")
@@ -137,9 +138,7 @@ def main() -> None:
     parser.add_argument("--stack-dtype", default="int8")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: of evaluation only")
     parser.add_argument("--isa", choices=("avx2",), help="of every contender; default: what the machine has")
-    parser.add_argument(
-        "--contenders", nargs="+", choices=(*CONTENDERS, "ours-float"), help="of evaluation; default: all of the device"
-    )
+    parser.add_argument("--contenders", nargs="+", choices=EVERY, help="of evaluation; default: all of the device")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
     options = parser.parse_args()
     if options.device == "cuda" and options.parts != ["evaluation"]:
