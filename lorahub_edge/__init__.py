@@ -15,6 +15,8 @@ exported folder again, `train_module` makes a module for a hub;
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lorahub_edge.cpu_floor import need_cpu
+
 if TYPE_CHECKING:
     from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, plan
     from lorahub_edge.answering import ExportedModel, load_adapted
@@ -76,4 +78,5 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for only then: torch and transformers take seconds, `lorahub-edge --help` needs neither."""
     if name not in _HOME:
         raise AttributeError(f"module 'lorahub_edge' has no attribute '{name}'")
+    need_cpu()
     return getattr(import_module(f"lorahub_edge.{_HOME[name]}"), name)

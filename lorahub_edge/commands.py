@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from lorahub_edge.cpu_floor import need_cpu
 from lorahub_edge.errors import LorahubEdgeError, LorahubEdgeWarning
 from lorahub_edge.terminal import messages
 
@@ -37,6 +38,7 @@ def one_line_errors(command: Command, *, needs_torch: bool = True) -> Command:
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
+            need_cpu()
             with quiet_libraries() if needs_torch else contextlib.nullcontext():
                 command(*args, **kwargs)
         except LorahubEdgeError as error:

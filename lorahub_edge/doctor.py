@@ -38,12 +38,15 @@ class CudaBuild:
     """The CUDA extension in this installation.
 
     Attributes:
+        module: its name: in lorahub_edge if it was built with the package, in lorahub_edge_cuda if it comes from the
+            distribution lorahub-edge-cuda.
         architectures: compute capabilities that it has machine code for, as CMake writes them; one without "-real" is
             there as PTX too, which drivers translate for later GPUs.
         runtime_version: of CUDA in the extension.
         driver_version: the newest CUDA that the driver supports; "0.0" without a driver.
     """
 
+    module: str
     architectures: tuple[str, ...]
     runtime_version: str
     driver_version: str
@@ -92,7 +95,8 @@ class Diagnosis:
             yield "CUDA kernels", f"none; {self.cuda_route or 'none'} instead"
         else:
             build = self.cuda_build
-            yield "CUDA kernels", f"CUDA {build.runtime_version}, compute capabilities {', '.join(build.architectures)}"
+            capabilities = ", ".join(build.architectures)
+            yield "CUDA kernels", f"{build.module}, CUDA {build.runtime_version}, compute capabilities {capabilities}"
         built_for = f"built for CUDA {self.torch_cuda}" if self.torch_cuda else "built without CUDA"
         yield "torch", f"{built_for}, {'sees' if self.torch_sees_cuda else 'sees no'} GPU"
         for device in self.devices:
@@ -154,7 +158,7 @@ def _cuda(notes: list[str]) -> tuple[CudaBuild | None, tuple[CudaDevice, ...]]:
     if extension is None:
         return None, ()
     runtime, driver = extension.runtime_version(), extension.driver_version()
-    build = CudaBuild(tuple(extension.architectures.split()), runtime, driver)
+    build = CudaBuild(extension.__name__, tuple(extension.architectures.split()), runtime, driver)
     try:
         devices = tuple(CudaDevice(**facts) for facts in extension.devices())
     except RuntimeError as error:

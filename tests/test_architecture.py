@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lorahub_edge"
 # from the ground up; pocket/__init__.py only says where its data lie and may be asked by anyone
 ROOMS = [
     "errors",
+    "cpu_floor",
     "texts",
     "json_text",
     "pocket",

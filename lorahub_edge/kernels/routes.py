@@ -1,7 +1,8 @@
 """Who computes: the native extensions, plain torch, or the NumPy twins. The only importer of the extensions.
 
     native-cpu     the C++ kernels (lorahub_edge._native), for tensors in CPU memory
-    native-cuda    the CUDA kernels (lorahub_edge._native_cuda), where the build had a CUDA compiler
+    native-cuda    the CUDA kernels: lorahub_edge._native_cuda, where the build had a CUDA compiler, or else
+                   lorahub_edge_cuda._native_cuda, of the distribution lorahub-edge-cuda
     torch-<type>   plain torch on another device: on CUDA without our extension, on mps and so on
     reference      the NumPy twins, where the extension is missing or LORAHUB_EDGE_KERNELS=reference asks for them
 
@@ -19,10 +20,15 @@ import torch
 from lorahub_edge.errors import InvalidInput, KernelUnavailable
 
 _CHOICES = ("", "native", "reference")
-_EXTENSIONS = {"cpu": "lorahub_edge._native", "cuda": "lorahub_edge._native_cuda"}
+# where each is looked for, in this order
+_EXTENSIONS = {
+    "cpu": ("lorahub_edge._native",),
+    "cuda": ("lorahub_edge._native_cuda", "lorahub_edge_cuda._native_cuda"),
+}
 _REMEDIES = {
     "cpu": "install the package again with a C++17 compiler",
-    "cuda": "install the package again with nvcc on the PATH, or with LORAHUB_EDGE_CUDA=ON to see why that fails",
+    "cuda": "install lorahub-edge-cuda of the same version as lorahub-edge, or lorahub-edge again from source with "
+    "nvcc on the PATH, or with LORAHUB_EDGE_CUDA=ON to see why that fails",
 }
 
 
@@ -41,11 +47,19 @@ class Native:
 
 @functools.cache
 def import_extension(device_type: str) -> Any:
-    """The extension module for "cpu" or "cuda", or the ImportError that says why there is none."""
-    try:
-        return importlib.import_module(_EXTENSIONS[device_type])
-    except ImportError as error:
-        return error
+    """The extension module for "cpu" or "cuda", or the ImportError that says why there is none.
+
+    One that is there and cannot be imported is not passed over: its error is the answer.
+    """
+    reason: ImportError
+    for name in _EXTENSIONS[device_type]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            reason = error
+        except ImportError as error:
+            return error
+    return reason
 
 
 def _choice() -> str:
@@ -64,8 +78,8 @@ def _extension_or_none(device_type: str) -> Any:
         return extension
     if choice == "native":
         raise KernelUnavailable(
-            f"LORAHUB_EDGE_KERNELS=native: the extension {_EXTENSIONS[device_type]} cannot be imported ({extension}); "
-            f"{_REMEDIES[device_type]}"
+            f"LORAHUB_EDGE_KERNELS=native: the extension {' or '.join(_EXTENSIONS[device_type])} cannot be imported "
+            f"({extension}); {_REMEDIES[device_type]}"
         ) from extension
     return None
 

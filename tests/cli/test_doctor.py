@@ -15,6 +15,7 @@ from lorahub_edge.kernels import routes
 class Extension:
     """A CUDA extension that finds what it is told."""
 
+    __name__ = "lorahub_edge_cuda._native_cuda"
     architectures = "80-real 90"
 
     def __init__(self, devices: list[dict[str, Any]] | str, driver: str = "13.1") -> None:
@@ -134,3 +135,4 @@ def test_command_prints_lines_or_json(cuda: Any) -> None:
     report = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert report["devices"] == [gpu(0)]
     assert report["cuda_build"]["architectures"] == ["80-real", "90"]
+    assert report["cuda_build"]["module"] == "lorahub_edge_cuda._native_cuda"

@@ -6,8 +6,12 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +126,21 @@ class HeldTokenizer:
     def encode_batch(self, texts, **options):
         assert self.go.wait(60)
         return self._tokenizer.encode_batch(texts, **options)
+
+
+def test_the_images_health_check_tells_a_service_from_none(t5):
+    dockerfile = (Path(__file__).resolve().parents[2] / "Dockerfile").read_text()
+    (command,) = re.findall(r"^  CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    program, *arguments = json.loads(command)
+    assert program == "python"
+
+    def health(port):
+        code = [argument.replace("8000", str(port)) for argument in arguments]
+        return subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False)
+
+    with running(t5, api_key="a-key-of-some-length") as client:
+        assert health(client.port).returncode == 0, health(client.port).stderr
+    assert health(client.port).returncode == 1
 
 
 def test_health_answers_while_prompts_are_tokenised(folders, serve):
