@@ -17,7 +17,7 @@ RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
       "lorahub-edge[serve] @ file://$(echo /wheels/*.whl)"
 # A number, so that a cluster can tell that it is not root. It owns nothing: the service writes no file.
 USER 10001:10001
-# onnxruntime from 1.31 on reports its use to Microsoft unless it is told not to.
+# onnxruntime 1.31 has telemetry, and it is on by default.
 ENV PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000
 # Open without a key, and 127.0.0.1 is always an allowed name.
