@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lorahub_edge.cpu_floor import need_cpu
+from lorahub_edge.errors import needed_by
 
 if TYPE_CHECKING:
     from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, plan
@@ -75,8 +76,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: torch and transformers take seconds, `lorahub-edge --help` needs neither."""
+    """Import what is asked for only then: torch and transformers take seconds, and serving does without them.
+
+    Raises:
+        NotInstalled: it needs more than the plain install has.
+    """
     if name not in _HOME:
         raise AttributeError(f"module 'lorahub_edge' has no attribute '{name}'")
     need_cpu()
-    return getattr(import_module(f"lorahub_edge.{_HOME[name]}"), name)
+    with needed_by(name):
+        return getattr(import_module(f"lorahub_edge.{_HOME[name]}"), name)

@@ -1,26 +1,26 @@
-"""load_adapted: what adapt, merge or export wrote, ready to answer and to be scored, each by the same few methods."""
+"""load_adapted: what adapt, merge or export wrote, ready to answer and to be scored, each by the same few methods.
+
+An exported folder needs no torch, so what does is imported where a folder turns out to be of another kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorahub_edge.adaptation import AdaptedModel, Score, open_run
-from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL
-from lorahub_edge.adaptation.generate import batches_of
-from lorahub_edge.adaptation.task import Examples, as_examples
-from lorahub_edge.base import load_base
-from lorahub_edge.cache import default_cache
-from lorahub_edge.errors import InvalidInput
-from lorahub_edge.merging import SavedMerge, is_merged_folder, open_merged
-from lorahub_edge.modules import LoraModule
+from lorahub_edge.errors import InvalidInput, needed_by
 from lorahub_edge.serve import OnnxModel, generate, open_folder
 from lorahub_edge.serve.folder import RECORD
 from lorahub_edge.serve.generate import checked_prompt
 from lorahub_edge.sources import local_path
-from lorahub_edge.tasks import PromptFormat
+from lorahub_edge.tasks import Examples, PromptFormat, Score, as_examples
+from lorahub_edge.tasks.lengths import TOKENS_PER_CALL, batches_of
 from lorahub_edge.texts import checked_texts
+
+if TYPE_CHECKING:
+    from lorahub_edge.adaptation import AdaptedModel
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def load_adapted(
         InvalidInput: none of the three; a base that is gone or no longer the same; a setting that this kind of folder
             does not take.
         UnsupportedFormat: a file that is broken, or not what was written.
+        NotInstalled: a plain install, and no exported folder.
     """
     folder = local_path(folder)
     if (folder / RECORD).is_file():
@@ -92,12 +93,20 @@ def load_adapted(
         return ExportedModel(OnnxModel(open_folder(folder, adapter=adapter)))
     if adapter is not None:
         raise InvalidInput(f"adapter: {folder} is no exported folder, so it takes none; received '{adapter}'")
-    if is_merged_folder(folder):
-        return _load_merged(open_merged(folder), device)
-    return AdaptedModel.of_run(open_run(folder), device=device)
+    with needed_by(f"{folder} is no exported folder; any other"):
+        return _load_with_torch(folder, device)
 
 
-def _load_merged(merged: SavedMerge, device: str) -> AdaptedModel:
+def _load_with_torch(folder: Path, device: str) -> AdaptedModel:
+    from lorahub_edge.adaptation import AdaptedModel, open_run
+    from lorahub_edge.base import load_base
+    from lorahub_edge.cache import default_cache
+    from lorahub_edge.merging import is_merged_folder, open_merged
+    from lorahub_edge.modules import LoraModule
+
+    if not is_merged_folder(folder):
+        return AdaptedModel.of_run(open_run(folder), device=device)
+    merged = open_merged(folder)
     precision = str(merged.record.get("precision"))
     base = load_base(str(merged.folder), precision=precision, device=device, cache=default_cache())
     nothing_beside = LoraModule("merged", {})

@@ -64,7 +64,7 @@ def evaluate(
     Example: lorahub-edge evaluate runs/navigate --data more.jsonl
     """
     import lorahub_edge
-    from lorahub_edge.adaptation.report import SCORES, STRICT_NOTE, loss_text
+    from lorahub_edge.tasks.score import SCORES, STRICT_NOTE, loss_text
 
     score = lorahub_edge.load_adapted(folder, device=device, adapter=adapter).evaluate(data)
     if as_json:

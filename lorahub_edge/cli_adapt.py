@@ -33,7 +33,8 @@ from lorahub_edge.commands import (
     one_line_errors,
 )
 from lorahub_edge.json_text import to_json
-from lorahub_edge.terminal import print_plans, print_run, progress_bar
+from lorahub_edge.tasks import task_name
+from lorahub_edge.terminal import messages, print_plans, print_run, progress_bar
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -89,6 +90,8 @@ def adapt(
     """
     import lorahub_edge
 
+    task = task_name(examples or pocket.DEFAULT_TASK)
+    messages.print(f"adapting {base} to {task}", style="dim", soft_wrap=True)  # torch and transformers take seconds
     with progress_bar() as on_progress, _printed_if_not_written():
         run = lorahub_edge.adapt(
             base,
@@ -118,7 +121,7 @@ def adapt(
             max_modules=max_modules,
             choose_modules=choose_modules,
             cache=cache,
-            out=out or _default_out(examples, resume=resume),
+            out=out or _default_out(task, resume=resume),
             overwrite=overwrite,
             resume=resume,
             on_progress=on_progress,
@@ -145,11 +148,10 @@ def _printed_if_not_written() -> Iterator[None]:
         raise
 
 
-def _default_out(examples: str | None, *, resume: bool) -> Path:
+def _default_out(task: str, *, resume: bool) -> Path:
     from lorahub_edge.adaptation.run_folder import default_place, newest_unfinished
-    from lorahub_edge.tasks import task_name
 
-    task, runs = task_name(examples or pocket.DEFAULT_TASK), Path("runs")
+    runs = Path("runs")
     found = newest_unfinished(runs, task) if resume else None
     return found or default_place(runs, task)
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from lorahub_edge.commands import AdapterOption, JsonOption, RunArgument, one_line_errors
-from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import (
     answers,
@@ -165,7 +164,7 @@ def verify(
         answers.print(f"report: {folder.absolute() / 'verification.json'}", soft_wrap=True)
 
 
-@partial(one_line_errors, needs_torch=False)
+@partial(one_line_errors, is_quiet=False)
 def serve(
     folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
     adapter: AdapterOption = None,
@@ -199,11 +198,9 @@ def serve(
 
     Example: lorahub-edge serve navigate-onnx --port 8000
     """
-    try:
-        from lorahub_edge.serve.server import run
-        from lorahub_edge.serve.server_settings import ServerSettings
-    except ModuleNotFoundError as error:
-        raise UnsupportedFormat(f"serve: {error.name} is not installed; pip install 'lorahub-edge[serve]'") from error
+    from lorahub_edge.serve.server import run
+    from lorahub_edge.serve.server_settings import ServerSettings
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("lorahub_edge.serve").setLevel(logging.INFO)
     settings = ServerSettings(

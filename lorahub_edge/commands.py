@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from lorahub_edge.cpu_floor import need_cpu
-from lorahub_edge.errors import LorahubEdgeError, LorahubEdgeWarning
+from lorahub_edge.errors import LorahubEdgeError, LorahubEdgeWarning, needed_by
 from lorahub_edge.terminal import messages
 
 app = typer.Typer(
@@ -27,19 +27,19 @@ app = typer.Typer(
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def one_line_errors(command: Command, *, needs_torch: bool = True) -> Command:
+def one_line_errors(command: Command, *, is_quiet: bool = True) -> Command:
     """Library errors become one line on stderr and exit code 1; warnings become lines too.
 
     Args:
         command: what typer calls.
-        needs_torch: false for a command that must start without importing torch; its warnings stay as they are.
+        is_quiet: false for a command whose libraries may warn and log as they do.
     """
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             need_cpu()
-            with quiet_libraries() if needs_torch else contextlib.nullcontext():
+            with quiet_libraries() if is_quiet else contextlib.nullcontext(), needed_by(command.__name__):
                 command(*args, **kwargs)
         except LorahubEdgeError as error:
             messages.print(f"error: {error}", style="red", soft_wrap=True)

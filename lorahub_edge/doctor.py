@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from lorahub_edge.errors import LorahubEdgeError
+from lorahub_edge.errors import LorahubEdgeError, needed_by
 from lorahub_edge.kernels import routes
-from lorahub_edge.measure import machine, versions
+from lorahub_edge.measure import machine, torch_or_none, versions
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class Diagnosis:
         runnable_isas: the instruction sets that the build has and the machine runs, narrowest first.
         cuda_route: who computes on CUDA; None if a setting is wrong.
         cuda_build: None without the extension.
+        has_torch: false in a plain install, which answers from exported folders only.
         torch_cuda: the CUDA version that torch was built for, None for a CPU-only torch.
         torch_sees_cuda: whether torch finds a GPU.
         devices: GPUs, as the extension sees them.
@@ -76,6 +75,7 @@ class Diagnosis:
     runnable_isas: tuple[str, ...]
     cuda_route: str | None
     cuda_build: CudaBuild | None
+    has_torch: bool
     torch_cuda: str | None
     torch_sees_cuda: bool
     devices: tuple[CudaDevice, ...]
@@ -98,7 +98,8 @@ class Diagnosis:
             capabilities = ", ".join(build.architectures)
             yield "CUDA kernels", f"{build.module}, CUDA {build.runtime_version}, compute capabilities {capabilities}"
         built_for = f"built for CUDA {self.torch_cuda}" if self.torch_cuda else "built without CUDA"
-        yield "torch", f"{built_for}, {'sees' if self.torch_sees_cuda else 'sees no'} GPU"
+        seen = f"{built_for}, {'sees' if self.torch_sees_cuda else 'sees no'} GPU"
+        yield "torch", seen if self.has_torch else "not installed"
         for device in self.devices:
             memory = f"{device.memory_bytes / 2**30:.0f} GiB"
             state = device.problem or "kernels run"
@@ -118,19 +119,28 @@ def doctor() -> Diagnosis:
     notes: list[str] = []
     cpu = _extension("cpu", notes)
     cuda_build, devices = _cuda(notes)
+    torch = torch_or_none()
+    _answer(_need_torch, notes)
     return Diagnosis(
-        versions=versions(),
+        versions=versions("onnxruntime", "tokenizers"),
         machine=machine(),
         cpu_route=_answer(lambda: routes.route("cpu"), notes),
         isa=_answer(routes.isa, notes),
         runnable_isas=() if cpu is None else tuple(cpu.runnable_isas()),
         cuda_route=_answer(lambda: routes.route("cuda"), notes),
         cuda_build=cuda_build,
-        torch_cuda=torch.version.cuda,
-        torch_sees_cuda=torch.cuda.is_available(),
+        has_torch=torch is not None,
+        torch_cuda=None if torch is None else torch.version.cuda,
+        torch_sees_cuda=torch is not None and torch.cuda.is_available(),
         devices=devices,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _need_torch() -> str:
+    with needed_by("all but answering from an exported folder"):
+        import torch
+    return torch.__version__
 
 
 def _answer(ask: Callable[[], str], notes: list[str]) -> str | None:
@@ -148,7 +158,7 @@ def _extension(device_type: str, notes: list[str]) -> Any:
     if not isinstance(extension, ImportError):
         return extension
     name = {"cpu": "CPU kernels", "cuda": "CUDA kernels"}[device_type]
-    _answer(lambda: str(routes.need_native(name, torch.device(device_type), None)), notes)
+    notes.append(str(routes.no_native(name, device_type)))
     return None
 
 
@@ -165,7 +175,8 @@ def _cuda(notes: list[str]) -> tuple[CudaBuild | None, tuple[CudaDevice, ...]]:
         reason = "no CUDA driver on this machine" if driver == "0.0" else error
         notes.append(f"no GPU for the CUDA kernels ({reason}); they need one with a driver for CUDA {runtime} or later")
         return build, ()
-    if devices and torch.version.cuda is None:
+    torch = torch_or_none()
+    if devices and torch is not None and torch.version.cuda is None:
         notes.append(f"torch {torch.__version__} is built without CUDA; install one with CUDA to use the GPU")
     notes += [f"GPU {d.index}: kernels do not run there ({d.problem}); build for it" for d in devices if d.problem]
     return build, devices

@@ -60,8 +60,33 @@ class OutputExists(LorahubEdgeError):
     """The output place holds something that is not ours to replace: caught by who can choose another place."""
 
 
+class NotInstalled(LorahubEdgeError, ImportError):
+    """A package is missing that the plain install does without: caught by who can go on without what needs it."""
+
+
 class LorahubEdgeWarning(UserWarning):
     """Parent of all warnings of this library: the command line shows each as one line."""
+
+
+@contextmanager
+def needed_by(what: str) -> Iterator[None]:
+    """Say of a package that a with block fails to import what needs it, and which command installs it.
+
+    Args:
+        what: the command or the function, or a file of a kind that needs more than the plain install has.
+
+    Raises:
+        NotInstalled: in place of a ModuleNotFoundError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "lorahub_edge"):  # a fault of ours, or of a package that is there
+            raise
+        raise NotInstalled(
+            f"{what} needs {package}, which is not installed; pip install 'lorahub-edge[adapt]'"
+        ) from error
 
 
 @contextmanager

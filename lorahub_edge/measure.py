@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
@@ -14,13 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 from lorahub_edge.errors import InvalidInput
 
-_PACKAGES = ("lorahub-edge", "torch", "transformers", "peft", "nevergrad", "bitsandbytes", "safetensors", "numpy")
-
+_PACKAGES = (
+    "lorahub-edge", "torch", "transformers", "peft", "cma", "nevergrad", "bitsandbytes", "safetensors", "numpy",
+)  # fmt: skip
 
 _STATUS = Path("/proc/self/status")  # on Linux
 
@@ -52,6 +51,8 @@ class Stopwatch:
 
 def wait_for_gpu() -> None:
     """Return when all that was launched is computed, so that a clock may be read; at once without a GPU."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -62,6 +63,8 @@ def peak_memory() -> dict[str, int]:
     Linux also tells what is resident now, split into anonymous and file-backed pages (mapped checkpoints). CUDA:
     torch's two peaks, which exclude the driver's own context.
     """
+    import torch
+
     record: dict[str, int] = {}
     if _STATUS.exists():
         # getrusage's ru_maxrss is inherited across exec, so it may be a parent's
@@ -80,6 +83,8 @@ def peak_memory() -> dict[str, int]:
 
 def resident_bytes() -> int:
     """What this process has in memory now, files it has mapped included."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -88,10 +93,10 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
-def versions() -> dict[str, str]:
-    """Python's and the packages' versions."""
+def versions(*more: str) -> dict[str, str]:
+    """Python's and the versions of the packages that a run depends on, and of more."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -100,16 +105,27 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """What the numbers were measured on; where torch is installed, with its threads and its GPU."""
     record: dict[str, Any] = {
         "system": platform.platform(terse=True),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
     }
-    if torch.cuda.is_available():
-        record["gpu"] = torch.cuda.get_device_name()
+    if (torch := torch_or_none()) is not None:
+        record["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            record["gpu"] = torch.cuda.get_device_name()
     return record
+
+
+def torch_or_none() -> Any:
+    """The module torch, or None in a plain install."""
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":  # it is there and broken
+            raise
+        return None
 
 
 def _cpu_name() -> str:

@@ -93,7 +93,8 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
-    from lorahub_edge.adaptation.report import choice_text, legend, loss_text, numbers_of, sentences, shown_scores
+    from lorahub_edge.adaptation.report import choice_text, legend, numbers_of, sentences, shown_scores
+    from lorahub_edge.tasks.score import loss_text
 
     answers.print(report["headline"], style="bold", soft_wrap=True)
     scores = shown_scores(report)

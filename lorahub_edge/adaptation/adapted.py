@@ -11,41 +11,12 @@ from lorahub_edge.adaptation.generate import greedy_answers
 from lorahub_edge.adaptation.objective import FORMS, Objective
 from lorahub_edge.adaptation.population import PopulationForward
 from lorahub_edge.adaptation.saved_run import SavedRun
-from lorahub_edge.adaptation.task import Examples, as_examples
 from lorahub_edge.base import Base
 from lorahub_edge.cache import default_cache
 from lorahub_edge.modules import LoraModule, ModuleStack
-from lorahub_edge.tasks import AnswerScore, Example, PromptFormat, score_answers
+from lorahub_edge.tasks import Examples, PromptFormat, Score, as_examples
 from lorahub_edge.tasks.lost import warn_of_unreachable
 from lorahub_edge.texts import checked_texts
-
-
-@dataclass(frozen=True)
-class Score(AnswerScore):
-    """How a model did on a set of examples: what its greedy answers are like, and the loss.
-
-    Attributes:
-        loss: cross-entropy per answer token; None for an exported folder, whose graphs only answer.
-        answers: the greedy answers, in order.
-    """
-
-    loss: float | None
-    answers: tuple[str, ...]
-
-    @classmethod
-    def of(cls, answers: Sequence[str], examples: Sequence[Example], loss: float | None) -> Score:
-        """Score answers to examples. Raises: see `score_answers`."""
-        score = score_answers(answers, [e.target for e in examples])
-        return cls(**vars(score), loss=loss, answers=tuple(answers))
-
-    @property
-    def n_examples(self) -> int:
-        """How many were answered."""
-        return len(self.answers)
-
-    def __repr__(self) -> str:
-        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
-        return f"Score({loss}exact match {self.exact_match:.1f} % of {self.n_examples})"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 from lorahub_edge.tasks import EncodedExample
 
-# Rows of activations per call, or on a CPU of the calls that its lanes make at once. Each call packs every weight once
-# and reads those of a decoder for few rows, so fewer tokens cost time; more cost memory (docs/log.md).
-TOKENS_PER_CALL = {"cpu": 1024, "cuda": 8192}
-
 # Bytes of composed factors per call: with short examples many candidates would fit the tokens, at the cost of memory.
 COMPOSED_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 

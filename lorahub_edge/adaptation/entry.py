@@ -15,12 +15,13 @@ from lorahub_edge.adaptation.run import Run
 from lorahub_edge.adaptation.run_folder import RunFolder
 from lorahub_edge.adaptation.settings import RunSettings
 from lorahub_edge.adaptation.stages import ContentHashes, encode, evaluation_inputs, open_inputs, plan_memory
-from lorahub_edge.adaptation.task import Examples, Task, load_task
+from lorahub_edge.adaptation.task import Task, load_task
 from lorahub_edge.base import Base, need_device, resolve_device
 from lorahub_edge.cache import Cache, default_cache
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import LoraModule
 from lorahub_edge.search import check_optimizer
+from lorahub_edge.tasks import Examples
 
 
 def adapt(

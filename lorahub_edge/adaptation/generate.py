@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
 
-from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL
 from lorahub_edge.adaptation.lanes import Lanes, bases_for, n_lanes
 from lorahub_edge.adaptation.side_path import SidePath
 from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import PromptFormat
 from lorahub_edge.tasks.batches import greedy_tokens
+from lorahub_edge.tasks.lengths import TOKENS_PER_CALL, batches_of
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -65,13 +65,3 @@ def greedy_answers(
             if on_answered is not None:
                 on_answered(len(rows))
     return answers
-
-
-def batches_of(lengths: Sequence[int], batch_size: int, tokens_per_call: int) -> Iterator[slice]:
-    """Runs of rising lengths, each within both bounds or of one input."""
-    start = 0
-    for stop in range(1, len(lengths) + 1):
-        n_rows = stop + 1 - start
-        if stop == len(lengths) or n_rows > batch_size or n_rows * lengths[stop] > tokens_per_call:
-            yield slice(start, stop)
-            start = stop

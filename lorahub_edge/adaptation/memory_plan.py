@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows, n_tokens
+from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows, n_tokens
 from lorahub_edge.adaptation.graphs import graphs_on
 from lorahub_edge.adaptation.lanes import n_lanes
 from lorahub_edge.adaptation.sizes import FactorSizes, ModelSizes
@@ -19,6 +19,7 @@ from lorahub_edge.errors import LorahubEdgeError
 from lorahub_edge.measure import format_bytes, resident_bytes
 from lorahub_edge.modules import StackLayout
 from lorahub_edge.tasks import EncodedExample
+from lorahub_edge.tasks.lengths import TOKENS_PER_CALL
 
 # Shares of TOKENS_PER_CALL that a plan may go down to: below, products are too thin for the hardware.
 _SMALLER_CALLS = (1, 4)

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from lorahub_edge.adaptation.buckets import TOKENS_PER_CALL, CallLimits, bucket_rows
+from lorahub_edge.adaptation.buckets import CallLimits, bucket_rows
 from lorahub_edge.adaptation.graphs import CallGraphs, CallShape, graphs_on
 from lorahub_edge.adaptation.head import Head
 from lorahub_edge.adaptation.injection import Injection
@@ -27,6 +27,7 @@ from lorahub_edge.base import Base
 from lorahub_edge.modules import ModuleStack
 from lorahub_edge.tasks import EncodedExample
 from lorahub_edge.tasks.batches import IGNORED, answer_batch
+from lorahub_edge.tasks.lengths import TOKENS_PER_CALL
 
 # How a candidate's delta gets into the base.
 ROUTES: dict[str, type[SidePath] | type[Injection]] = {"side": SidePath, "inject": Injection}

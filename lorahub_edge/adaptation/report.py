@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorahub_edge.errors import printable
+from lorahub_edge.tasks.score import SCORES, STRICT_NOTE, loss_text
 
 _WIDTH, _CURVE_HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 260, 56, 34, 14
 _BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH, _VALUE_WIDTH = 16, 6, 240, 60
@@ -65,24 +66,6 @@ answer token); the line is the loss of the best candidate so far, best by the ob
 &plusmn;{search["bound"]:g}. {_SIGNS[search["composition"]]}</figcaption></figure>
 </body></html>
 """
-
-
-def loss_text(loss: float | None, *, digits: int = 4) -> str:
-    """A loss for people; None stands for one that is not finite."""
-    return "not finite" if loss is None or not math.isfinite(loss) else f"{loss:.{digits}f}"
-
-
-# Score of a row -> heading of its column.
-SCORES: Mapping[str, str] = {
-    "exact_match": "exact match",
-    "strict_match": "strict",
-    "most_frequent": "most frequent answer",
-    "valid_form": "valid form",
-}
-STRICT_NOTE = (
-    "Exact match as LoRAHub counts it ignores upper and lower case and full stops; some answers here are right only by "
-    "that, and strict leaves them out."
-)
 
 
 def shown_scores(report: Mapping[str, Any]) -> dict[str, str]:

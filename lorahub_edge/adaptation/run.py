@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from lorahub_edge.adaptation.adapted import AdaptedModel, Score
+from lorahub_edge.adaptation.adapted import AdaptedModel
 from lorahub_edge.adaptation.controls import ADAPTED, ZERO_SHOT, Row
 from lorahub_edge.adaptation.objective import Value
-from lorahub_edge.adaptation.report import SCORES, loss_text, report_html
+from lorahub_edge.adaptation.report import report_html
 from lorahub_edge.adaptation.run_folder import (
     ADAPTER,
     COEFFICIENTS,
@@ -23,7 +23,7 @@ from lorahub_edge.adaptation.run_folder import (
     RunFolder,
 )
 from lorahub_edge.adaptation.stages import ContentHashes
-from lorahub_edge.adaptation.task import Examples, Task
+from lorahub_edge.adaptation.task import Task
 from lorahub_edge.adaptation.verdict import verdict_on
 from lorahub_edge.base import Base
 from lorahub_edge.errors import LorahubEdgeError
@@ -34,7 +34,8 @@ from lorahub_edge.measure import machine, peak_memory, versions
 from lorahub_edge.modules import LoraModule, ModuleFolder, rank_note, write_module
 from lorahub_edge.outputs import write_errors
 from lorahub_edge.search import Evaluated, SearchResult
-from lorahub_edge.tasks import examples_text
+from lorahub_edge.tasks import Examples, Score, examples_text
+from lorahub_edge.tasks.score import SCORES, loss_text
 
 
 class RunNotWritten(LorahubEdgeError):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from lorahub_edge import pocket
 from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning
-from lorahub_edge.sources import local_path, sha256_file
-from lorahub_edge.tasks import Example, Row, draw_examples, load_examples, task_name, to_examples
-
-# A file, the name of an embedded task, or the examples themselves; see `to_examples`.
-Examples: TypeAlias = "str | Path | Iterable[Row]"
+from lorahub_edge.tasks import Example, Examples, draw_examples, origin_record, read_examples, task_name
 
 
 class TaskWarning(LorahubEdgeWarning):
@@ -69,20 +65,20 @@ def load_task(
     if examples is None:
         examples = f"pocket/{pocket.DEFAULT_TASK}"
         test = test if test is not None else examples
-    pool, pool_path = _read(examples, "examples", "train" if by_split else None)
+    pool, pool_path = read_examples(examples, "examples", "train" if by_split else None)
     drawn = draw_examples(pool, n_examples, example_seed)
     counts = {"asked": n_examples, "used": len(drawn), "repeated": len(drawn) - len({e.input for e in drawn})}
-    record: dict[str, Any] = {"examples": _record(pool_path, len(pool)) | counts, "example_seed": example_seed}
+    record: dict[str, Any] = {"examples": origin_record(pool_path, len(pool)) | counts, "example_seed": example_seed}
     rows: list[Example] = []
     if test is not None:
-        all_rows, test_path = _read(test, "test", "test" if by_split else None)
+        all_rows, test_path = read_examples(test, "test", "test" if by_split else None)
         seen = {e.input for e in drawn}
         others = [e for e in all_rows if e.input not in seen]
         if not others:
             raise InvalidInput(f"test {test_path or ''}: has nothing but the {len(drawn)} examples; add other rows")
         rows = draw_examples(all_rows, len(all_rows), example_seed) if n_test else all_rows
         rows = [e for e in rows if e.input not in seen][:n_test]
-        record["test"] = _record(test_path, len(all_rows)) | {
+        record["test"] = origin_record(test_path, len(all_rows)) | {
             "asked": n_test,
             "used": len(rows),
             "left_out_as_examples": len(all_rows) - len(others),
@@ -109,32 +105,3 @@ def _warn(record: Mapping[str, Any]) -> None:
 
 def _place(part: Mapping[str, Any]) -> str:
     return str(part.get("path", "the list"))
-
-
-def as_examples(source: Examples) -> list[Example]:
-    """Read or convert examples; see `Examples`."""
-    return read_test(source)[0]
-
-
-def read_test(source: Examples) -> tuple[list[Example], dict[str, Any]]:
-    """Test rows, and a record of where they came from: their number; path and SHA-256 of a file."""
-    rows, path = _read(source, "test")
-    return rows, _record(path, len(rows))
-
-
-def _read(source: Examples, part: str, split: str | None = None) -> tuple[list[Example], Path | None]:
-    if not isinstance(source, (str, Path)):
-        return to_examples(source, part), None
-    path = _embedded(str(source), part) or local_path(source)
-    return load_examples(path, split=split), path
-
-
-def _embedded(name: str, part: str) -> Path | None:
-    prefix, _, task = name.partition("/")
-    return pocket.task_file(task, part) if prefix == "pocket" and task in pocket.heldout_names() else None
-
-
-def _record(path: Path | None, n_rows: int) -> dict[str, Any]:
-    if path is None:
-        return {"rows": n_rows}
-    return {"path": str(path), "sha256": sha256_file(path), "rows": n_rows}

@@ -14,14 +14,13 @@ from typing import Any
 
 from lorahub_edge.adaptation import AdaptedModel
 from lorahub_edge.adaptation.run_folder import is_run_folder
-from lorahub_edge.adaptation.task import Examples, read_test
 from lorahub_edge.answering import ExportedModel, load_adapted
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.kernels import memory
 from lorahub_edge.merging import is_merged_folder
 from lorahub_edge.serve import OnnxModel, open_folder
 from lorahub_edge.sources import local_path
-from lorahub_edge.tasks import Example, exact_match
+from lorahub_edge.tasks import Example, Examples, exact_match, read_test
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from lorahub_edge.adaptation.task import Examples
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.exporting.adapters import (
     adapter_paths,
@@ -34,7 +33,7 @@ from lorahub_edge.merging import DEFAULT_MIN_SURVIVAL
 from lorahub_edge.outputs import check_free, claimed, whole_folder, write_text
 from lorahub_edge.serve.folder import RECORD, REFERENCE, VERIFICATION, read_record
 from lorahub_edge.sources import local_path
-from lorahub_edge.tasks import EncodedExample, Example, PromptFormat
+from lorahub_edge.tasks import EncodedExample, Example, Examples, PromptFormat
 
 PRECISIONS = ("int8", "fp16", "fp32")
 # What layers' inputs and the reference are measured on where there are no examples.

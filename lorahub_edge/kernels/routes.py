@@ -6,18 +6,21 @@
     torch-<type>   plain torch on another device: on CUDA without our extension, on mps and so on
     reference      the NumPy twins, where the extension is missing or LORAHUB_EDGE_KERNELS=reference asks for them
 
-`route` and `isa` tell which it is, and a run records them: nothing falls back in silence.
+`route` and `isa` tell which it is, and a run records them: nothing falls back in silence. Neither needs torch.
 """
+
+from __future__ import annotations
 
 import functools
 import importlib
 import os
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lorahub_edge.errors import InvalidInput, KernelUnavailable
+
+if TYPE_CHECKING:
+    import torch
 
 _CHOICES = ("", "native", "reference")
 # where each is looked for, in this order
@@ -91,6 +94,8 @@ def native_for(device: torch.device, n_threads: int | None) -> Native | None:
         device: of the tensors.
         n_threads: CPU threads; torch.get_num_threads() if None.
     """
+    import torch  # here, since doctor asks for routes where there is none
+
     extension = _extension_or_none(device.type)
     if extension is None:
         return None
@@ -110,6 +115,8 @@ class _MadeCurrent:
         self._device = device
 
     def __getattr__(self, name: str) -> Any:
+        import torch
+
         op = getattr(self._extension, name)
 
         def call(*arguments: Any) -> Any:
@@ -127,10 +134,16 @@ def need_native(op: str, device: torch.device, n_threads: int | None) -> Native:
     """
     native = native_for(device, n_threads)
     if native is None:
-        reason = import_extension(device.type) if device.type in _EXTENSIONS else "no kernels for this kind of device"
-        remedy = _REMEDIES.get(device.type, "move the tensors to the CPU")
-        raise KernelUnavailable(f"{op}: needs native kernels for tensors on {device} ({reason}); {remedy}")
+        raise no_native(op, str(device))
     return native
+
+
+def no_native(op: str, device: str) -> KernelUnavailable:
+    """The error that says why there are no native kernels for tensors on a device such as "cuda:1", and the remedy."""
+    device_type = device.partition(":")[0]
+    reason = import_extension(device_type) if device_type in _EXTENSIONS else "no kernels for this kind of device"
+    remedy = _REMEDIES.get(device_type, "move the tensors to the CPU")
+    return KernelUnavailable(f"{op}: needs native kernels for tensors on {device} ({reason}); {remedy}")
 
 
 def route(device: torch.device | str) -> str:
@@ -140,7 +153,7 @@ def route(device: torch.device | str) -> str:
         InvalidInput: LORAHUB_EDGE_KERNELS is neither empty, "native" nor "reference".
         KernelUnavailable: it is "native" and the extension cannot be imported.
     """
-    device_type = torch.device(device).type
+    device_type = str(device).partition(":")[0]
     if _extension_or_none(device_type) is not None:
         return f"native-{device_type}"
     return "reference" if device_type == "cpu" else f"torch-{device_type}"

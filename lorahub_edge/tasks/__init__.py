@@ -12,16 +12,21 @@ from lorahub_edge.tasks.examples import (
 from lorahub_edge.tasks.files import is_row_file, task_name
 from lorahub_edge.tasks.lost import InputsWereCut, TextWasLost
 from lorahub_edge.tasks.metrics import AnswerScore, constant_answer, exact_match, score_answers
+from lorahub_edge.tasks.named import Examples, as_examples, origin_record, read_examples, read_test
 from lorahub_edge.tasks.prompt import EncodedExample, PromptFormat
+from lorahub_edge.tasks.score import Score
 
 __all__ = [
     "AnswerScore",
     "EncodedExample",
     "Example",
+    "Examples",
     "InputsWereCut",
     "PromptFormat",
     "Row",
+    "Score",
     "TextWasLost",
+    "as_examples",
     "constant_answer",
     "draw_examples",
     "exact_match",
@@ -29,6 +34,9 @@ __all__ = [
     "has_own_split",
     "is_row_file",
     "load_examples",
+    "origin_record",
+    "read_examples",
+    "read_test",
     "score_answers",
     "task_name",
     "to_examples",

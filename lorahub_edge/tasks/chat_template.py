@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from lorahub_edge.aside import NotDone, within
 from lorahub_edge.errors import InvalidInput, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _QUESTION, _ANSWER = "Lorahub asks 7 Things", "Lorahub says 8 Words"
 # What templates are known to change: outer blanks, letters' case, braces, marks of HTML and JSON.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from lorahub_edge.base import Base, OpenBase
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.tasks.chat_template import Surroundings, chat_surroundings
 from lorahub_edge.tasks.examples import Example
 from lorahub_edge.tasks.lost import warn_of_cuts, warn_of_unknown, warn_of_unreachable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorahub_edge.base import Base, OpenBase
 
 _MARK = "{input}"
 

@@ -5,8 +5,9 @@ import warnings
 
 import pytest
 
-from lorahub_edge.adaptation.task import TaskWarning, as_examples, load_task
+from lorahub_edge.adaptation.task import TaskWarning, load_task
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning
+from lorahub_edge.tasks import as_examples
 
 ROWS = [(f"say {k}", str(k)) for k in range(6)]
 DRAW = {"n_examples": 4, "example_seed": 42, "n_test": None}
