@@ -164,7 +164,7 @@ $(VENV)/bin/python:
 # The build's tools come first and without isolation, so that they are the pinned ones and rebuilds are incremental.
 $(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE) | $(VENV)/bin/python
 	$(INSTALL) cmake ninja pybind11 scikit-build-core
-	$(INSTALL) --no-build-isolation --editable .
+	$(INSTALL) --no-build-isolation --editable '.[adapt]'
 	touch $@
 
 # lorahub, the released code that tests compare with, names a wrong dependency: what it needs is in the extra `test`.

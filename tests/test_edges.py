@@ -9,14 +9,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_lower_bound_of_a_requirement_is_found():
-    said = ["a>=1.0", "b-c[x,y]<6,>=5.15; extra == 'test'", "d; python_version >= '3.11'", "e[serve]"]
+    said = ["a>=1.0", "b-c[x,y]<6,>=5.15; extra == 'test'", "d; python_version >= '3.11'", "e[adapt]"]
     assert edges.lower_bounds(said) == {"a": "1.0", "b-c": "5.15"}
 
 
 def test_every_dependency_has_a_lower_bound():
     names = {text.split(";")[0].strip() for text in requires("lorahub-edge") or ()}
     without = {name for name in names if ">=" not in name}
-    assert without <= {"lorahub-edge[serve]", "lorahub-edge[test]"}
+    assert without <= {"lorahub-edge[adapt]", "lorahub-edge[test]"}
 
 
 def test_torch_is_the_pinned_one_unless_named(monkeypatch, capsys):
