@@ -14,7 +14,7 @@ FROM python:3.12-slim-bookworm
 COPY constraints.txt /tmp/
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     python -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
-      "lorahub-edge[serve] @ file://$(echo /wheels/*.whl)"
+      "lorahub-edge @ file://$(echo /wheels/*.whl)"
 # A number, so that a cluster can tell that it is not root. It owns nothing: the service writes no file.
 USER 10001:10001
 # onnxruntime 1.31 has telemetry, and it is on by default.

@@ -12,6 +12,7 @@ exported folder again, `train_module` makes a module for a hub;
 `lorahub_edge.serve` answers from such a folder without torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,9 @@ __all__ = [
     "train_module",
     "verify",
 ]
+
+# onnxruntime 1.31 reports to its makers, and keeps a number of the device for that, unless this is set when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

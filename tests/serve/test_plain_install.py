@@ -4,6 +4,7 @@ One process in which nothing can be imported that pyproject.toml's dependencies 
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -158,3 +159,12 @@ def test_the_rest_says_in_one_line_what_it_needs(said, command):
 def test_the_python_functions_say_it_too(said):
     assert said["api"]["adapt"] == f"adapt needs torch, {REMEDY}"
     assert all(message.endswith(REMEDY) for message in said["api"].values())
+
+
+@pytest.mark.parametrize(("set_before", "expected"), [(None, "1"), ("0", "0")])
+def test_onnxruntime_is_told_to_report_nothing_unless_the_user_says_otherwise(set_before, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {} if set_before is None else {"ORT_DISABLE_TELEMETRY": set_before}
+    script = "import os, lorahub_edge; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{expected}\n", done.stderr
