@@ -75,7 +75,7 @@ __all__ = [
     "verify",
 ]
 
-# onnxruntime 1.31 reports to its makers, and keeps a number of the device for that, unless this is set when it is imported.
+# onnxruntime 1.31 reports to its makers, with a number for the device, unless this is set when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
