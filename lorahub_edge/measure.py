@@ -17,9 +17,7 @@ from typing import Any
 
 from lorahub_edge.errors import InvalidInput
 
-_PACKAGES = (
-    "lorahub-edge", "torch", "transformers", "peft", "cma", "nevergrad", "bitsandbytes", "safetensors", "numpy",
-)  # fmt: skip
+_PACKAGES = ("lorahub-edge", "torch", "transformers", "peft", "nevergrad", "bitsandbytes", "safetensors", "numpy")
 
 _STATUS = Path("/proc/self/status")  # on Linux
 
