@@ -186,11 +186,14 @@ def _compare_all(files: ExportFolder, path: Path) -> tuple[ModelResult, list[Cas
         {field: arrays[f"{number}.{field}"] for field in _CASE_FIELDS}
         for number in range(sum(name.endswith(".kind") for name in arrays))
     ]
-    compared = [_compare_case(model, case) for case in cases]
-    error = np.concatenate([errors for _, errors in compared])
-    noise = np.concatenate([np.tile(case["noise"].ravel(), 2) for case in cases])
     name = None if files.adapter is None else files.adapter.name
-    return ModelResult.of(name, error, noise), [result for result, _ in compared]
+    try:
+        compared = [_compare_case(model, case) for case in cases]
+        errors = np.concatenate([errors for _, errors in compared])
+        noise = np.concatenate([np.tile(case["noise"].ravel(), 2) for case in cases])
+        return ModelResult.of(name, errors, noise), [result for result, _ in compared]
+    except Exception as error:  # numpy and onnxruntime raise whatever arrays of another kind make them stumble over
+        raise UnsupportedFormat(f"{path}: does not fit the exported model ({error}); export again") from error
 
 
 _CASE_FIELDS = ("kind", "prompts", "prefix", "logits", "noise", "greedy")
