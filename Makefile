@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 PACKAGE := $(shell find lorahub_edge -name '*.py')
-CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard tests/cuda_on_cpu/native/*)
+CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard tests/cuda_on_cpu/native/* tests/cross/*)
 
 .PHONY: help demo test test-lowest test-newest clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check cross-test callgrind resources docs tables clean
 .DELETE_ON_ERROR:

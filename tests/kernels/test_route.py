@@ -26,7 +26,7 @@ def default_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_native_is_the_default() -> None:
     assert ops.route("cpu") == "native-cpu"
-    assert os.environ.get("LORAHUB_EDGE_ISA") or ops.isa() == routes.import_extension("cpu").runnable_isas()[-1]
+    assert ops.isa() == (os.environ.get("LORAHUB_EDGE_ISA") or routes.import_extension("cpu").runnable_isas()[-1])
 
 
 def test_other_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

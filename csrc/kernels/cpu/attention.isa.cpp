@@ -8,6 +8,27 @@
 namespace lorahub_edge::cpu {
 namespace {
 
+// The first n lanes of the vector, and `other` in the rest.
+inline Vector first_lanes(Vector vector, index_t n, float other) {
+  Ints is_first;
+  for (int lane = 0; lane < kLanes; ++lane) is_first[lane] = lane < n ? -1 : 0;
+  return reinterpret_cast<Vector>((is_first & reinterpret_cast<Ints>(vector)) |
+                                  (~is_first & reinterpret_cast<Ints>(broadcast(other))));
+}
+
+// All lanes made one, halves first: combine(a, b) of two floats.
+template <typename Combine>
+inline float fold(Vector vector, const Combine& combine) {
+  float lanes[kLanes];
+  store(lanes, vector);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int lane = 0; lane < half; ++lane) lanes[lane] = combine(lanes[lane], lanes[lane + half]);
+  }
+  return lanes[0];
+}
+
 // Vectors of columns whose sums are in registers together, for kAttentionRows rows.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kVectors = 4;

@@ -80,7 +80,7 @@ class ClippedPanel {
       for (int r = 0; r < R; ++r) {
         const __m256i four = broadcast_four(x + r * args_.in_features + i);
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sums[r][v] += reinterpret_cast<Ints>(sum_products(four, w[v]));
+        for (int v = 0; v < V; ++v) sums[r][v] = sum_of(sums[r][v], sum_products(four, w[v]));
       }
     }
   }
@@ -114,10 +114,8 @@ class ClippedPanel {
   // Of a column: two for a pair of features, and what pads the last four.
   index_t most_cuts() const { return features_ / 4 + 1; }
 
-  static __m256i broadcast_four(const std::uint8_t* from) {
-    std::int32_t four;
-    std::memcpy(&four, from, sizeof(four));
-    return _mm256_set1_epi32(four);
+  static __m256i broadcast_four(const void* from) {
+    return reinterpret_cast<__m256i>(broadcast_codes<false>(static_cast<const std::int8_t*>(from), 4));
   }
 
   // Per lane the sum of four products, of unsigned by signed codes.
@@ -126,10 +124,15 @@ class ClippedPanel {
   }
   static __m256i sum_fours(__m256i w) { return sum_products(_mm256_set1_epi8(1), w); }
 
+  // Modulo 2^32: with x + 128 sums may wrap, and do so back again.
+  static Ints sum_of(Ints sum, __m256i terms) {
+    return reinterpret_cast<Ints>(_mm256_add_epi32(reinterpret_cast<__m256i>(sum), terms));
+  }
+
   static void add_to(std::int32_t* products, __m256i terms) {
     Ints sums;
     std::memcpy(&sums, products, sizeof(sums));
-    sums += reinterpret_cast<Ints>(terms);
+    sums = sum_of(sums, terms);
     std::memcpy(products, &sums, sizeof(sums));
   }
 
@@ -178,7 +181,7 @@ class ClippedPanel {
       const __m256i high[2] = {_mm256_unpackhi_epi8(rows[0], rows[1]), _mm256_unpackhi_epi8(rows[2], rows[3])};
       const __m256i fours[4] = {_mm256_unpacklo_epi16(low[0], low[1]), _mm256_unpackhi_epi16(low[0], low[1]),
                                 _mm256_unpacklo_epi16(high[0], high[1]), _mm256_unpackhi_epi16(high[0], high[1])};
-      const __m256i excess = broadcast_four(reinterpret_cast<const std::uint8_t*>(cut->excess));
+      const __m256i excess = broadcast_four(cut->excess);
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) sum[k] = _mm256_add_epi32(sum[k], sum_products(fours[k], excess));
     }

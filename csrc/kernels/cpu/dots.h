@@ -9,6 +9,7 @@ namespace lorahub_edge::cpu {
 namespace {
 
 typedef std::int32_t Quad __attribute__((vector_size(16)));
+typedef std::uint32_t QuadBits __attribute__((vector_size(16)));
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 // What these instructions multiply is unsigned by signed: `add_dots` takes w with this added to each code, and sums

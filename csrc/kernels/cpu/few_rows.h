@@ -5,9 +5,7 @@
 // the sum over lanes at its end costs little beside the row.
 #pragma once
 
-#include "dots.h"
-#include "isa_kernels.h"
-#include "room.h"
+#include "excess.h"
 
 namespace lorahub_edge::cpu {
 namespace {
@@ -34,7 +32,7 @@ constexpr index_t kRowsAhead = 32;
 
 class FewRows {
  public:
-  FewRows(const Int8LinearArgs& args, Room& room) : args_(args), x_sums_(room.take<std::int32_t>(args.n_rows)) {}
+  FewRows(const Int8LinearArgs& args, Room& room) : args_(args), excess_(args, room) {}
 
   // Whether this is the way: for codes without blocks, and columns by the four.
   static bool suits(const Int8LinearArgs& args) {
@@ -42,11 +40,7 @@ class FewRows {
   }
 
   // What is needed of x, once for all columns.
-  void read_inputs() {
-    for (index_t row = 0; row < args_.n_rows; ++row) {
-      x_sums_[row] = kOffset == 0 ? 0 : sum_codes(args_.x + row * args_.in_features, args_.in_features);
-    }
-  }
+  void read_inputs() { excess_.read_inputs(args_); }
 
   // Products of all rows of x with kOutputColumns columns, or as many as there are.
   void multiply(index_t column, std::int32_t* products) const {
@@ -97,8 +91,8 @@ class FewRows {
     if (i < stride) add<R, true>(x + i, w + i, stride - i, sums);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const Quad dots =
-          lane_sums(sums.of[r][0], sums.of[r][1], sums.of[r][2], sums.of[r][3]) - kOffset * x_sums_[row + r];
+      const Quad sum = lane_sums(sums.of[r][0], sums.of[r][1], sums.of[r][2], sums.of[r][3]);
+      const QuadBits dots = reinterpret_cast<QuadBits>(sum) - excess_.of(row + r, 0);
       std::memcpy(products + r * kOutputColumns, &dots, sizeof(dots));
     }
   }
@@ -111,7 +105,7 @@ class FewRows {
   }
 
   const Int8LinearArgs& args_;
-  std::int32_t* x_sums_;
+  Excess excess_;
 };
 
 }  // namespace

@@ -10,6 +10,12 @@
 namespace lorahub_edge::cpu {
 namespace {
 
+// Largest whole number not above x, for abs(x) < 2^22.
+inline Vector floor_whole(Vector vector) {
+  const Vector rounded = round_half_even(vector);
+  return rounded > vector ? rounded - 1.0f : rounded;
+}
+
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kColumnVectors = 4;  // times kInjectRows: sums in registers
 #else

@@ -61,11 +61,6 @@ inline void product_rows(const Int8LinearArgs& args, const BlockPanel& panel, in
   }
 }
 
-inline void complete(const RowPanel& panel, index_t first, index_t last, std::int32_t* products) {
-  panel.complete(first, last, products);
-}
-inline void complete(const BlockPanel&, index_t, index_t, float*) {}
-
 // Rows of a tile become outputs, group by group.
 template <typename T, typename P>
 void output_groups(const Int8LinearArgs& args, Tile<P> tile, index_t last_row, float* B_turned) {
@@ -118,7 +113,7 @@ void one_panel(const Int8LinearArgs& args, index_t column, bool stream, Workplac
     for (; row < last; ++row) {
       product_rows<1>(args, at.weights, row, at.products + (row - first) * kOutputColumns);
     }
-    complete(at.weights, first, last, at.products);
+    at.weights.complete(first, last, at.products);
     const Tile<P> tile{at.products, kOutputColumns, first, column, n_columns, at.B_turned, stream};
     output_groups<T>(args, tile, last, at.B_turned);
   }

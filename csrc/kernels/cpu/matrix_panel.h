@@ -67,7 +67,8 @@ class MatrixPanel {
     }
   }
 
-  void complete(index_t, index_t, std::int32_t*) const {}
+  template <typename P>
+  void complete(index_t, index_t, P*) const {}
 
  private:
   static constexpr index_t kStepBytes = 8 * kOutputColumns;

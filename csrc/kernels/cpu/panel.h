@@ -4,9 +4,7 @@
 // of kLanes columns, and lanes become outputs without a sum over them.
 #pragma once
 
-#include "dots.h"
-#include "isa_kernels.h"
-#include "room.h"
+#include "excess.h"
 
 namespace lorahub_edge::cpu {
 namespace {
@@ -39,7 +37,7 @@ inline void turn_eight(__m256i (&lanes)[8]) {
 #endif
 
 #if defined(__AVX512F__)
-// As many rows of a weight as a vector has lanes by as many features as it has bytes, in vectors of four features.
+// rows[i] becomes [rows[0][i], rows[1][i] ...]: of rows of a weight, vectors of four features.
 inline void turn_square(Ints (&rows)[kLanes]) {
   __m512i pairs[16], fours[16];
   for (int i = 0; i < 16; i += 2) {
@@ -118,15 +116,10 @@ class Panel {
       : args_(args),
         block_features_(args.in_features / args.n_blocks),
         codes_(room.take<std::uint8_t>((args.in_features + 63) / 64 * 64 * kOutputColumns)),
-        x_sums_(room.take<std::int32_t>(args.n_rows * args.n_blocks)) {}
+        excess_(args, room) {}
 
   // What is needed of x, once for all columns.
-  void read_inputs() {
-    if (kOffset == 0) return;
-    for (index_t i = 0; i < args_.n_rows * args_.n_blocks; ++i) {
-      x_sums_[i] = sum_codes(args_.x + i * block_features_, block_features_);
-    }
-  }
+  void read_inputs() { excess_.read_inputs(args_); }
 
   // Packs the rows of w from `column` on.
   void pack(index_t column) {
@@ -145,7 +138,7 @@ class Panel {
   void dot(index_t b, index_t row, int at, Sums<R, V>& sums) const {
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const std::int32_t start = kOffset == 0 ? 0 : -kOffset * x_sums_[(row + r) * args_.n_blocks + b];
+      const std::int32_t start = static_cast<std::int32_t>(0 - excess_.of(row + r, b));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[r][v] = start - Ints{};
     }
@@ -156,7 +149,8 @@ class Panel {
   }
 
   // What the panel leaves out of products of rows first to last - 1: nothing.
-  void complete(index_t, index_t, std::int32_t*) const {}
+  template <typename P>
+  void complete(index_t, index_t, P*) const {}
 
  private:
   static void store_codes(std::uint8_t* to, Ints codes) { std::memcpy(to, &codes, sizeof(codes)); }
@@ -179,7 +173,7 @@ class Panel {
   const Int8LinearArgs& args_;
   index_t block_features_;
   std::uint8_t* codes_;
-  std::int32_t* x_sums_;
+  Excess excess_;
 };
 
 }  // namespace

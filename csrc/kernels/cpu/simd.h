@@ -231,12 +231,6 @@ inline Vector round_half_even(Vector vector) {
   return (vector + 12582912.0f) - 12582912.0f;
 }
 
-// Largest whole number not above x, for abs(x) < 2^22.
-inline Vector floor_whole(Vector vector) {
-  const Vector rounded = round_half_even(vector);
-  return rounded > vector ? rounded - 1.0f : rounded;
-}
-
 // exp(x) for abs(x) <= 87, to a few units in the last place: 2^n exp(r) with abs(r) <= ln(2) / 2, where the series of
 // exp(r) up to r^6 is off by 1.2e-7. ln(2) comes in two parts, the first so short that n times it is exact.
 inline Vector exponential(Vector x) {
@@ -274,27 +268,6 @@ inline Vector larger(Vector a, Vector b) {
 #else
   return a > b ? a : b;
 #endif
-}
-
-// The first n lanes of the vector, and `other` in the rest.
-inline Vector first_lanes(Vector vector, index_t n, float other) {
-  Ints is_first;
-  for (int lane = 0; lane < kLanes; ++lane) is_first[lane] = lane < n ? -1 : 0;
-  return reinterpret_cast<Vector>((is_first & reinterpret_cast<Ints>(vector)) |
-                                  (~is_first & reinterpret_cast<Ints>(broadcast(other))));
-}
-
-// All lanes made one, halves first: combine(a, b) of two floats.
-template <typename Combine>
-inline float fold(Vector vector, const Combine& combine) {
-  float lanes[kLanes];
-  store(lanes, vector);
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int lane = 0; lane < half; ++lane) lanes[lane] = combine(lanes[lane], lanes[lane + half]);
-  }
-  return lanes[0];
 }
 
 // absmax / 127, and 1 where that is 0.
