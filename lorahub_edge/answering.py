@@ -62,7 +62,7 @@ class ExportedModel:
     def _length(self, number: int, text: str) -> int:
         """Most tokens that a text and its answer take."""
         try:
-            return len(checked_prompt(self.model, text)) + self.model.files.max_new_tokens
+            return len(checked_prompt(self.model.files, text)) + self.model.files.max_new_tokens
         except InvalidInput as error:
             raise InvalidInput(f"input {number}: {error}") from error
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lorahub_edge.commands import AdapterOption, JsonOption, RunArgument, one_line_errors
+from lorahub_edge.commands import JsonOption, RunArgument, one_line_errors
 from lorahub_edge.json_text import to_json
+from lorahub_edge.measure import parse_bytes
 from lorahub_edge.terminal import (
     answers,
     messages,
@@ -167,11 +168,18 @@ def verify(
 @partial(one_line_errors, is_quiet=False)
 def serve(
     folder: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
-    adapter: AdapterOption = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FILE, a file, a name in the folder, a folder of such files, or none. Repeatable; the first "
+            "answers requests without a model's name. Default: all in the folder."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for a free one.")] = 8000,
-    max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 8,
-    max_waiting: Annotated[int, typer.Option(help="Texts that may wait; beyond it requests get 429.")] = 64,
+    max_batch: Annotated[int, typer.Option(help="Texts answered together.")] = 32,
+    cache_memory: Annotated[str, typer.Option(help="Most memory of caches, for instance 1.5GB.")] = "1GB",
+    max_waiting: Annotated[int, typer.Option(help="Texts that may wait; beyond it requests get 429.")] = 256,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="No answer is longer. Default: the export's limit.")
     ] = None,
@@ -194,7 +202,7 @@ def serve(
         typer.Option(help="Other web site whose pages may ask, such as https://example.org. Repeatable."),
     ] = None,
 ) -> None:
-    """Serve an exported folder over HTTP: /v1/completions, /health, /metrics, a page at /. Imports no torch.
+    """Serve an exported folder and its adapters over HTTP, as OpenAI's API. Imports no torch.
 
     Example: lorahub-edge serve navigate-onnx --port 8000
     """
@@ -205,6 +213,7 @@ def serve(
     logging.getLogger("lorahub_edge.serve").setLevel(logging.INFO)
     settings = ServerSettings(
         max_batch=max_batch,
+        cache_bytes=parse_bytes(cache_memory),
         max_waiting=max_waiting,
         max_new_tokens=max_new_tokens,
         timeout_s=timeout_s,
@@ -216,7 +225,7 @@ def serve(
     )
     run(
         folder,
-        adapter=adapter,
+        adapters=tuple(adapter or ()),
         host=host,
         port=port,
         settings=settings,

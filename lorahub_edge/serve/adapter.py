@@ -24,6 +24,7 @@ from lorahub_edge.sources import local_path
 ADAPTER_FORMAT = "lorahub-edge-adapter/1"
 ADAPTERS, ADAPTER_SUFFIX, ONNX_ADAPTER_SUFFIX = "adapters", ".safetensors", ".onnx_adapter"
 NO_ADAPTER = "none"
+SCALE_INPUT = "lora_scale"  # of a graph: (rows, 1, rank), ones unless it is given
 
 
 @dataclass(frozen=True)

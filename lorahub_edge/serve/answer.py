@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lorahub_edge.serve.batching import Job
-from lorahub_edge.serve.generate import Completion, Piece
 from lorahub_edge.serve.guard import Exchange
 from lorahub_edge.serve.metrics import Metrics
+from lorahub_edge.serve.models import Served
 from lorahub_edge.serve.protocol import part_of_answer, whole_answer
 from lorahub_edge.serve.refusal import Refused, hung_up, refusal_of
+from lorahub_edge.serve.sequences import Completion, Piece
 from lorahub_edge.serve.settings import GenerationSettings
 
 _Pieces = AsyncGenerator[tuple[int, Piece], None]
@@ -29,23 +30,23 @@ class Answer:
     """One request's answers as they come from the worker.
 
     Args:
-        texts, settings: what is asked; one of the settings for each text.
-        model: the name to answer under.
+        model: what is asked.
+        texts, settings: the question; one of the settings for each text.
         timeout_s: an answer that takes longer is given up.
         exchange, metrics: where it is counted.
     """
 
     def __init__(
         self,
+        model: Served,
         texts: tuple[str, ...],
         settings: list[GenerationSettings],
         *,
-        model: str,
         timeout_s: float,
         exchange: Exchange,
         metrics: Metrics,
     ) -> None:
-        self.model = model
+        self.model = model.name
         self.timeout_s = timeout_s
         self.metrics = metrics
         self.exchange = exchange
@@ -54,7 +55,8 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
         self.jobs = [
-            Job(text, each, self._receiver(row)) for row, (text, each) in enumerate(zip(texts, settings, strict=True))
+            Job(model.files, model.mix, text, each, self._receiver(row))
+            for row, (text, each) in enumerate(zip(texts, settings, strict=True))
         ]
 
     def _receiver(self, row: int) -> Callable[[Piece | Exception], None]:

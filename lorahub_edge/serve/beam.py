@@ -1,82 +1,70 @@
-"""Beam search over an OnnxModel: keep the likeliest beginnings, compare finished answers by mean log-probability."""
+"""Beam search: keep the likeliest beginnings, compare finished answers by mean log-probability."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorahub_edge.serve.model import OnnxModel
-from lorahub_edge.serve.settings import GenerationSettings, checked
+from lorahub_edge.serve.sequences import Logits, Piece, SequenceInMaking
+from lorahub_edge.serve.settings import checked, likeliest, log_probabilities
 
 
-def beam_search(
-    model: OnnxModel,
-    prompt: Sequence[int],
-    settings: GenerationSettings,
-    limit: int,
-    *,
-    is_wanted: Callable[[], bool] = lambda: True,
-) -> tuple[int, ...] | None:
-    """Token ids of the best answer found; None if nobody wants it any more.
+class Beams(SequenceInMaking):
+    """An answer by beam search; it is told whole, once it is found.
 
     Each step looks at the 2 * n_beams likeliest continuations of all beams: those that end are set aside, the best
-    n_beams others go on. The search ends at `limit`, or when n_beams answers are set aside and no beam could still beat
-    them. Finished answers compare by sum(log p) / length**length_penalty, the end mark counted.
-
-    Args:
-        model: what answers.
-        prompt: token ids.
-        settings: n_beams and length_penalty.
-        limit: at most so many tokens.
-        is_wanted: asked before each step.
+    n_beams others go on. The search ends at the limit, or when n_beams answers are set aside and no beam could still
+    beat them. Finished answers compare by sum(log p) / length**length_penalty, the end mark counted.
     """
-    if not is_wanted():
-        return None
-    width = settings.n_beams
-    state, logits = model.begin([prompt])
-    beams: list[list[int]] = [[]]
-    scores = np.zeros(1)
-    finished: list[tuple[float, list[int]]] = []
-    for length in range(1, limit + 1):
-        candidates = _candidates(scores, _log_probabilities(checked(logits[:, -1])), 2 * width)
-        going: list[tuple[float, int, int]] = []
-        for rank, (score, beam, token) in enumerate(candidates):
-            if token in model.files.end_ids:
-                if rank < width:
-                    finished.append((score / length**settings.length_penalty, [*beams[beam], token]))
-            elif len(going) < width:
-                going.append((score, beam, token))
-        finished = sorted(finished, key=lambda pair: -pair[0])[:width]
-        best_open = max((score / length**settings.length_penalty for score, _, _ in going), default=-np.inf)
-        if not going or (len(finished) == width and finished[-1][0] >= best_open):
-            break
-        beams = [[*beams[beam], token] for _, beam, token in going]
-        scores = np.array([score for score, _, _ in going])
-        if not is_wanted():
+
+    def _set_up(self) -> None:
+        self.width = self.settings.n_beams
+        self._beams: list[list[int]] = [[]]
+        self._scores = np.zeros(1)
+        self._finished: list[tuple[float, list[int]]] = []
+        self._is_over = False
+
+    def advance(self, logits: Logits) -> list[int]:
+        going = self._continue(self._scores[:, None] + log_probabilities(checked(logits)))
+        length = len(self._beams[0]) + 1
+        if self._is_decided(going, length):
+            self._is_over = True
+            return []
+        self._beams = [[*self._beams[beam], token] for _, beam, token in going]
+        self._scores = np.array([score for score, _, _ in going])
+        if length == self.limit:
+            scored = zip(self._scores.tolist(), self._beams, strict=True)
+            self._finished += [(self._mean(score, length), beam) for score, beam in scored]
+            self._is_over = True
+            return []
+        return [beam for _, beam, _ in going]
+
+    def next_tokens(self) -> list[int]:
+        return [beam[-1] for beam in self._beams]
+
+    def news(self) -> Piece | None:
+        if not self._is_over:
             return None
-        if length < limit:
-            state = model.select(state, [beam for _, beam, _ in going])
-            logits = model.step(state, np.array([[token] for _, _, token in going], np.int64))
-    else:
-        finished += [(score / limit**settings.length_penalty, beam) for score, beam in zip(scores, beams, strict=True)]
-    return tuple(max(finished, key=lambda pair: pair[0])[1])
+        whole = self._completion(max(self._finished, key=lambda pair: pair[0])[1])
+        return Piece(self.index, whole.text, whole)
 
+    def _continue(self, totals: NDArray[np.float64]) -> list[tuple[float, int, int]]:
+        """The (score, beam, token) that go on; those that end are set aside."""
+        length, vocabulary = len(self._beams[0]) + 1, totals.shape[1]
+        going: list[tuple[float, int, int]] = []
+        for rank, place in enumerate(likeliest(totals.ravel(), 2 * self.width)):
+            score, (beam, token) = float(totals.ravel()[place]), divmod(place, vocabulary)
+            if token in self.files.end_ids:
+                if rank < self.width:
+                    self._finished.append((self._mean(score, length), [*self._beams[beam], token]))
+            elif len(going) < self.width:
+                going.append((score, beam, token))
+        self._finished = sorted(self._finished, key=lambda pair: -pair[0])[: self.width]
+        return going
 
-def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
+    def _is_decided(self, going: list[tuple[float, int, int]], length: int) -> bool:
+        best = max((self._mean(score, length) for score, _, _ in going), default=-np.inf)
+        return not going or (len(self._finished) == self.width and self._finished[-1][0] >= best)
 
-
-def _candidates(
-    scores: NDArray[np.float64], log_probabilities: NDArray[np.float64], n: int
-) -> list[tuple[float, int, int]]:
-    """The n best (score, beam, token), best first."""
-    totals = (scores[:, None] + log_probabilities).ravel()
-    n = min(n, len(totals))
-    best = np.argpartition(-totals, n - 1)[:n]
-    best = best[np.argsort(-totals[best], kind="stable")]
-    width = log_probabilities.shape[1]
-    return [(float(totals[i]), int(i) // width, int(i) % width) for i in best]
+    def _mean(self, score: float, length: int) -> float:
+        return float(score / length**self.settings.length_penalty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,23 @@ def open_folder(folder: str | Path, *, adapter: str | Path | None = None, is_che
     if not is_checked:
         check_files(folder, {n: value for n, value in record["files"].items() if n != REFERENCE}, "exported")
     path = adapter_file(folder, record, adapter)
-    return _open(folder, record, None if path is None else read_adapter(path, record))
+    return _open(folder, record, None if path is None else read_adapter(path, record), _tokenizer(folder))
+
+
+def with_adapter(files: ExportFolder, adapter: Adapter) -> ExportFolder:
+    """The same folder with an adapter that `read_adapter` read for it, and with the adapter's prompt.
+
+    Raises:
+        UnsupportedFormat: the adapter's prompt or length of answers is none.
+    """
+    return _open(files.folder, files.record, adapter, files.tokenizer)
+
+
+def without_prompt(files: ExportFolder) -> ExportFolder:
+    """The same folder as it reads texts without an adapter: only the tokenizer's own marks are put around them."""
+    room = files.record["generation"].get("max_positions") or files.prompt.max_input_tokens
+    prompt = dataclasses.replace(files.prompt, before="", after="", strip_input=False, max_input_tokens=room)
+    return dataclasses.replace(files, prompt=prompt, adapter=None)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -141,7 +158,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None) -> ExportFolder:
+def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None, tokenizer: Tokenizer) -> ExportFolder:
     own: Mapping[str, Any] = {} if adapter is None else adapter.record
     with refused_as(f"{folder / RECORD}: incomplete", "export again"):
         graphs = {name: folder / record["graphs"][name] for name in _graph_names(record)}
@@ -154,7 +171,7 @@ def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None) -> E
     if missing:
         raise UnsupportedFormat(f"{folder}: {missing[0]} is missing; export again")
     values["end_ids"] = tuple(values["end_ids"])
-    return ExportFolder(folder, record, graphs, _tokenizer(folder), prompt, adapter=adapter, **values)
+    return ExportFolder(folder, record, graphs, tokenizer, prompt, adapter=adapter, **values)
 
 
 def _takes_adapters(takes: Any) -> bool:

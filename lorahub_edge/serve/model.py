@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
-from lorahub_edge.serve.adapter import Adapter
 from lorahub_edge.serve.folder import ExportFolder, open_folder
+from lorahub_edge.serve.lora import Mix, SideInputs
+from lorahub_edge.serve.state import Ids, State, new_value, of_rows
 
 MIN_ONNXRUNTIME = (1, 20)
+_SELF_MASK = "decoder_attention_mask"  # of a decoder behind an encoder; all positions count unless it is given
 
-Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
-OrtValue = Any
-
-
-@dataclass
-class State:
-    """Sequences in the making.
-
-    Attributes:
-        mask: int64 (b, s): the encoder's input, or all positions so far of a decoder-only model.
-        hidden: the encoder's output, or None.
-        past: name of a graph input -> cache.
-    """
-
-    mask: Ids
-    hidden: OrtValue | None
-    past: dict[str, OrtValue]
 
 
 class OnnxModel:
@@ -67,94 +51,114 @@ class OnnxModel:
         self._decoder = _session(self.files.graphs["decoder" if self.files.is_seq2seq else "model"], options)
         self._inputs = {i.name: i for i in self._decoder.get_inputs()}
         self._past_names = [name for name in self._inputs if name.startswith("past_key_values.")]
-        self._encoder_side = _taken_by(self._encoder, self.files.adapter)
-        self._decoder_side = _taken_by(self._decoder, self.files.adapter)
-        self._empty_past = {
-            name: (self._inputs[name].shape[1], self._inputs[name].shape[3]) for name in self._past_names
-        }
+        self._caches = {name: (self._inputs[name].shape[1], self._inputs[name].shape[3]) for name in self._past_names}
+        self._takes_mask = _SELF_MASK in {i.name for i in self._decoder.get_overridable_initializers()}
+        self._sides = [SideInputs(session) for session in (self._encoder, self._decoder) if session is not None]
+        adapter = self.files.adapter
+        self.mix: Mix = () if adapter is None else ((adapter, 1.0),)
 
-    def begin(self, prompts: Sequence[Sequence[int]], prefix: Ids | None = None) -> tuple[State, Logits]:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], prefix: Ids | None = None, mixes: Sequence[Mix] | None = None
+    ) -> tuple[State, Logits]:
         """Read prompts.
 
         Args:
             prompts: b lists of token ids, of any lengths above 0.
             prefix: int64 (b, p): first tokens of the answers, or None.
+            mixes: each row's adapters; those of the folder as it was opened if None.
 
         Returns:
             The state, and logits (b, p + 1, vocabulary) for the token behind each prompt and each prefix token.
         """
+        prefix = np.zeros((len(prompts), 0), np.int64) if prefix is None else prefix
+        ids, mask = self.padded(prompts)
+        if self._encoder is None:
+            state = self.empty(len(prompts), mixes)
+            together = np.concatenate([mask, np.ones_like(prefix)], 1)
+            return state, self.read(state, np.concatenate([ids, prefix], 1), together)[:, ids.shape[1] - 1 :]
+        state = self.empty(len(prompts), mixes)
+        feeds = {"input_ids": new_value(ids), "attention_mask": new_value(mask), **self._sides[0].feeds(state.mixes)}
+        state.hidden = self._encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
+        state.encoder_mask = mask
+        start = np.full((len(prompts), 1), self.files.start_id, np.int64)
+        return state, self.step(state, np.concatenate([start, prefix], 1))
+
+    def padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
+        """Token ids and mask, both int64 (b, s). A decoder-only model goes on from the last position, so there the
+        padding stands in front."""
         length = max(map(len, prompts))
         ids = np.full((len(prompts), length), self.files.pad_id, np.int64)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            # a decoder-only model goes on from the last position, so its padding stands in front
             place = slice(0, len(prompt)) if self.files.is_seq2seq else slice(length - len(prompt), length)
             ids[row, place], mask[row, place] = prompt, 1
-        prefix = np.zeros((len(prompts), 0), np.int64) if prefix is None else prefix
+        return ids, mask
+
+    def empty(self, n_rows: int, mixes: Sequence[Mix] | None = None) -> State:
+        """A state in which nothing was read."""
         past = {
-            name: _value(np.zeros((len(prompts), heads, 0, width), np.float32))
-            for name, (heads, width) in self._empty_past.items()
+            name: new_value(np.zeros((n_rows, heads, 0, width), np.float32))
+            for name, (heads, width) in self._caches.items()
         }
-        if self._encoder is None:
-            state = State(mask[:, :0], None, past)
-            logits = self._run(state, np.concatenate([ids, prefix], 1), new_mask=mask)
-            return state, logits[:, length - 1 :]
-        feeds = {"input_ids": _value(ids), "attention_mask": _value(mask), **self._encoder_side}
-        hidden = self._encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
-        state = State(mask, hidden, past)
-        start = np.full((len(prompts), 1), self.files.start_id, np.int64)
-        return state, self._run(state, np.concatenate([start, prefix], 1), is_first=True)
+        return State(past, np.zeros((n_rows, 0), np.int64), list(mixes or [self.mix] * n_rows))
 
     def step(self, state: State, tokens: Ids) -> Logits:
         """Read further tokens of the answers, int64 (b, t); returns logits (b, t, vocabulary). Changes the state."""
-        return self._run(state, np.asarray(tokens, np.int64))
+        return self.read(state, np.asarray(tokens, np.int64), np.ones(tokens.shape, np.int64))
 
     def select(self, state: State, rows: Sequence[int]) -> State:
         """A state of some of the sequences, in the order given; a row may occur more than once."""
-        index = np.asarray(rows, np.int64)
-        past = {name: _value(np.ascontiguousarray(value.numpy()[index])) for name, value in state.past.items()}
-        hidden = None if state.hidden is None else _value(np.ascontiguousarray(state.hidden.numpy()[index]))
-        return State(state.mask[index], hidden, past)
+        return of_rows([(state, rows)])
 
-    def _run(self, state: State, tokens: Ids, *, is_first: bool = False, new_mask: Ids | None = None) -> Logits:
-        feeds = {"input_ids": _value(tokens), **state.past}
+    @property
+    def shares_ages(self) -> bool:
+        """Whether rows that began at different steps may share one."""
+        return self._encoder is None or self._takes_mask
+
+    def can_share(self, first: Mix, second: Mix) -> bool:
+        """Whether rows with these adapters may share a step."""
+        return all(side.can_share(first, second) for side in self._sides)
+
+    def cache_bytes(self, n_rows: int, n_positions: int, n_encoder_positions: int = 0) -> int:
+        """Memory of caches. The decoder's exist twice during a step: as they were, and longer by what was read."""
+        total = 0
+        for name, (heads, width) in self._caches.items():
+            n = n_encoder_positions if ".encoder." in name else 2 * n_positions
+            total += 4 * n_rows * heads * width * n
+        return total
+
+    def read(self, state: State, tokens: Ids, new_mask: Ids) -> Logits:
+        """Read tokens, int64 (b, t), of which some count as the mask says; returns logits (b, t, vocabulary).
+
+        The state is changed once all went well.
+        """
+        mask = np.concatenate([state.mask, new_mask], 1)
+        feeds = {"input_ids": new_value(tokens), **state.past}
         kept = self._past_names
-        if state.hidden is not None:
-            feeds["encoder_attention_mask"] = _value(state.mask)
+        if state.encoder_mask is not None:
+            is_first = state.n_positions == 0
+            feeds["encoder_attention_mask"] = new_value(state.encoder_mask)
             feeds["encoder_hidden_states"] = state.hidden
-            feeds["use_cache_branch"] = _value(np.array([not is_first]))
+            feeds["use_cache_branch"] = new_value(np.array([not is_first]))
             if not is_first:  # the first step's cross-attention serves all others
                 kept = [name for name in kept if ".decoder." in name]
         else:
-            new = np.ones_like(tokens)
-            if new_mask is not None:
-                new[:, : new_mask.shape[1]] = new_mask
-            state.mask = np.concatenate([state.mask, new], 1)
-            feeds["attention_mask"] = _value(state.mask)
-            positions = np.maximum(np.cumsum(state.mask, 1) - 1, 0)
-            feeds["position_ids"] = _value(np.ascontiguousarray(positions[:, -tokens.shape[1] :]))
+            feeds["attention_mask"] = new_value(mask)
+            positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
+            feeds["position_ids"] = new_value(positions[:, -tokens.shape[1] :])
         outputs = ["logits", *(name.replace("past_key_values", "present") for name in kept)]
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        feeds |= self._decoder_side
+        if self._takes_mask and not mask.all():
+            feeds[_SELF_MASK] = new_value(mask)
+        feeds |= self._sides[-1].feeds(state.mixes)
         logits, *present = self._decoder.run_with_ort_values(outputs, feeds)
         state.past.update(zip(kept, present, strict=True))
+        state.mask = mask
         result: Logits = logits.numpy()
         return result
 
     def __repr__(self) -> str:
         return f"OnnxModel({self.files!r})"
-
-
-def _taken_by(session: Any, adapter: Adapter | None) -> dict[str, OrtValue]:
-    """An adapter's tensors that a graph takes; onnxruntime calls inputs with a default overridable initializers."""
-    if adapter is None or session is None:
-        return {}
-    names = (i.name for i in session.get_overridable_initializers())
-    return {name: _value(adapter.tensors[name]) for name in names if name in adapter.tensors}
-
-
-def _value(array: NDArray[Any]) -> OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _check_onnxruntime() -> None:
@@ -175,15 +179,3 @@ def _session(path: Path, options: Any) -> Any:
             f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason}); "
             "upgrade onnxruntime, or export again"
         ) from error
-
-
-def metadata(model: OnnxModel) -> Mapping[str, Any]:
-    """What a service says about its model."""
-    record = model.files.record
-    adapter = model.files.adapter
-    return {
-        "name": model.files.folder.name,
-        "family": record["family"],
-        "precision": record["precision"],
-        "adapter": None if adapter is None else adapter.name,
-    }

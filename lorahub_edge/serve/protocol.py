@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.serve.generate import Completion
+from lorahub_edge.serve.models import Served
+from lorahub_edge.serve.sequences import Completion
 from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 
 MAX_PROMPTS = 16
@@ -160,6 +161,12 @@ def part_of_answer(request_id: str, model: str, row: int, text: str, finish_reas
 def choice(row: int, text: str, finish_reason: str | None) -> dict[str, Any]:
     """One text of an answer."""
     return {"index": row, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+
+def model_row(served: Served) -> dict[str, Any]:
+    """One model of the list, as OpenAI has it and vLLM adds to it."""
+    row = {"id": served.name, "object": "model", "created": served.created, "owned_by": "local"}
+    return {**row, "root": served.root, "parent": served.parent}
 
 
 def _head(request_id: str, model: str) -> dict[str, Any]:

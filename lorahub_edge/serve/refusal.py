@@ -8,6 +8,7 @@ from typing import Any
 
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError
 from lorahub_edge.serve.batching import ModelFailed, Overloaded, ShuttingDown
+from lorahub_edge.serve.models import UnknownModel
 
 _MAX_CHARACTERS = 1000  # of a message: it may hold what the client sent
 _log = logging.getLogger("lorahub_edge.serve")
@@ -56,6 +57,8 @@ def refusal_of(error: Exception, request_id: str) -> Refused:
     """What an exception means to the client. One that nobody expected is a fault of ours: its traceback is logged."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error, UnknownModel):
+        return Refused(404, str(error), code="model_not_found")
     if isinstance(error, InvalidInput):
         return Refused(400, str(error))
     if isinstance(error, Overloaded):

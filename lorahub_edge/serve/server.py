@@ -13,8 +13,9 @@ import logging
 import math
 import socket
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -26,12 +27,12 @@ from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.answer import Answer
 from lorahub_edge.serve.batching import Batcher, ShuttingDown
 from lorahub_edge.serve.connection import connection_class
-from lorahub_edge.serve.folder import open_folder
 from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
 from lorahub_edge.serve.metrics import Metrics
-from lorahub_edge.serve.model import OnnxModel, metadata
+from lorahub_edge.serve.model import OnnxModel
+from lorahub_edge.serve.models import Models
 from lorahub_edge.serve.page import PAGE
-from lorahub_edge.serve.protocol import read_request
+from lorahub_edge.serve.protocol import model_row, read_request
 from lorahub_edge.serve.refusal import Refused
 from lorahub_edge.serve.server_settings import ServerSettings
 
@@ -42,33 +43,33 @@ _MAX_HEAD_BYTES = 1 << 15
 _log = logging.getLogger("lorahub_edge.serve")
 
 
-def make_app(model: OnnxModel, settings: ServerSettings | None = None) -> FastAPI:
+def make_app(model: OnnxModel, settings: ServerSettings | None = None, models: Models | None = None) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         model: what answers.
         settings: limits; those of connections are kept by `make_server` only.
+        models: what may be asked for; all of the model's folder if None.
     """
-    return _Service(model, settings or ServerSettings()).app()
+    return _Service(model, settings or ServerSettings(), models or Models(model.files)).app()
 
 
-def make_server(model: OnnxModel, settings: ServerSettings | None = None) -> uvicorn.Server:
+def make_server(
+    model: OnnxModel, settings: ServerSettings | None = None, models: Models | None = None
+) -> uvicorn.Server:
     """The service as a server of uvicorn's that waits for its sockets: `.run(sockets=[...])`.
 
     Args:
-        model: what answers.
-        settings: limits.
+        model, settings, models: see `make_app`.
     """
-    return _Server(_Service(model, settings or ServerSettings()))
+    return _Server(_Service(model, settings or ServerSettings(), models or Models(model.files)))
 
 
 class _Service:
-    def __init__(self, model: OnnxModel, settings: ServerSettings) -> None:
+    def __init__(self, model: OnnxModel, settings: ServerSettings, models: Models) -> None:
         self.model = model
         self.settings = settings
-        adapter = model.files.adapter
-        name = model.files.folder.resolve().name + (f":{adapter.name}" if adapter else "")
-        self.name = name.encode("utf-8", "replace").decode()
+        self.models = models
         self.batcher: Batcher | None = None
         self.answers: weakref.WeakSet[Answer] = weakref.WeakSet()  # those under way
         self.metrics = Metrics(lambda: self.batcher.n_waiting if self.batcher else 0)
@@ -83,7 +84,12 @@ class _Service:
             lifespan=self._lifespan,
         )
         app.add_api_route(_COMPLETIONS, self.completions, methods=["POST"])
-        readable = {"/v1/models": self.models, "/health": self.health, "/metrics": self.show_metrics, "/": self.page}
+        readable = {
+            "/v1/models": self.list_models,
+            "/health": self.health,
+            "/metrics": self.show_metrics,
+            "/": self.page,
+        }
         for path, answer in readable.items():
             app.add_api_route(path, answer, methods=["GET", "HEAD"])
         app.add_exception_handler(HTTPException, _refuse)
@@ -101,7 +107,8 @@ class _Service:
             self.model,
             max_batch=self.settings.max_batch,
             max_waiting=self.settings.max_waiting,
-            on_batch=self.metrics.batch_size.observe,
+            cache_bytes=self.settings.cache_bytes,
+            on_step=lambda n, _: self.metrics.batch_size.observe(n),
         )
         try:
             yield
@@ -120,11 +127,11 @@ class _Service:
 
     async def health(self) -> JSONResponse:
         """Whether the service answers, and with what."""
-        return JSONResponse({"status": "ok", **metadata(self.model), "waiting": self._batcher().n_waiting})
+        return JSONResponse({"status": "ok", **self._metadata(), "waiting": self._batcher().n_waiting})
 
-    async def models(self) -> JSONResponse:
-        """The one model, as OpenAI lists them."""
-        return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]})
+    async def list_models(self) -> JSONResponse:
+        """The base and its adapters, as OpenAI lists them."""
+        return JSONResponse({"object": "list", "data": [model_row(served) for served in self.models.all()]})
 
     async def show_metrics(self) -> Response:
         """For Prometheus."""
@@ -137,11 +144,12 @@ class _Service:
     async def completions(self, request: Request) -> Response:
         """Answer one request."""
         asked = read_request(await request.body())
-        most = self.settings.max_new_tokens or self.model.files.max_new_tokens
+        model = self.models.resolve(asked.model)
+        most = self.settings.max_new_tokens or model.files.max_new_tokens
         answer = Answer(
+            model,
             asked.prompt,
-            asked.settings(self.model.files.max_new_tokens, most),
-            model=self.name,
+            asked.settings(model.files.max_new_tokens, most),
             timeout_s=self.settings.timeout_s,
             exchange=request.scope[EXCHANGE],
             metrics=self.metrics,
@@ -149,6 +157,11 @@ class _Service:
         self.answers.add(answer)
         self._batcher().submit(answer.jobs)
         return await answer.response(request, is_stream=asked.stream)
+
+    def _metadata(self) -> dict[str, Any]:
+        files = self.model.files
+        names = {name: files.record[name] for name in ("family", "precision")}
+        return {"name": self.models.base.name, **names, "adapters": [a.name for a in self.models.adapters()]}
 
     def _batcher(self) -> Batcher:
         if self.batcher is None:
@@ -193,7 +206,7 @@ class _Server(uvicorn.Server):
 def run(
     folder: str | Path,
     *,
-    adapter: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     settings: ServerSettings | None = None,
@@ -205,7 +218,7 @@ def run(
     Every request is logged at level INFO to the logger `lorahub_edge.serve`, and the tracebacks of faults at ERROR.
 
     Args:
-        folder, adapter: see `open_folder`.
+        folder, adapters: see `Models`.
         host, port: where to listen; port 0 for a free one. Clients may ask under this host's name.
         settings: limits.
         n_threads: of onnxruntime; its choice if None.
@@ -217,7 +230,8 @@ def run(
     """
     settings = settings or ServerSettings()
     settings = dataclasses.replace(settings, allowed_hosts=(*settings.allowed_hosts, host))
-    server = make_server(OnnxModel(open_folder(folder, adapter=adapter), n_threads=n_threads), settings)
+    models = Models(folder, adapters)
+    server = make_server(OnnxModel(models.base.files, n_threads=n_threads), settings, models)
     with _listen(host, port) as listening:
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{listening.getsockname()[1]}/")

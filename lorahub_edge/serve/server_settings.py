@@ -21,7 +21,8 @@ class ServerSettings:
     """Limits of a service.
 
     Attributes:
-        max_batch: texts answered together.
+        max_batch: texts answered together; a beam search counts once for each beam.
+        cache_bytes: most memory of the caches of keys and values; texts wait while there is no room.
         max_waiting: texts that may wait; beyond it requests get 429.
         max_new_tokens: no answer is longer; None for the export's own limit.
         max_body_bytes: larger requests get 413.
@@ -41,8 +42,9 @@ class ServerSettings:
         InvalidInput: a value out of range.
     """
 
-    max_batch: int = 8
-    max_waiting: int = 64
+    max_batch: int = 32
+    cache_bytes: int = 1 << 30
+    max_waiting: int = 256
     max_new_tokens: int | None = None
     max_body_bytes: int = 1 << 20
     max_connections: int = 256

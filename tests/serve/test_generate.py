@@ -14,7 +14,7 @@ import lorahub_edge
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, open_folder, stream
 from lorahub_edge.serve import model as serve_model
-from lorahub_edge.serve.beam import beam_search
+from lorahub_edge.serve.beam import Beams
 from tests import tiny
 from tests.resealed import reseal
 
@@ -56,28 +56,14 @@ def test_beam_search_is_that_of_transformers(bases, folders, kind):
         assert "".join(map(chr, found.token_ids)).rstrip("\0") == "".join(map(chr, expected)).rstrip("\0"), text
 
 
-class Scripted:
-    """Stands for an OnnxModel: what it says depends on how many tokens came before, and is the same for all beams."""
-
-    def __init__(self, folder, *steps):
-        self.files = dataclasses.replace(open_folder(folder), end_ids=(0,))
-        self.steps = [np.log(np.array(step, np.float32)) for step in steps]
-
-    def begin(self, prompts):
-        return 1, self.steps[0][None, None]
-
-    def select(self, state, index):
-        return state
-
-    def step(self, state, tokens):
-        return np.broadcast_to(self.steps[1], (len(tokens), 1, len(self.steps[1])))
-
-
 def test_an_end_less_likely_than_all_beams_is_not_set_aside(folders):
     """As in transformers: only the n_beams likeliest continuations may end, though 2 * n_beams are looked at."""
     first, flat = [0.2, 0.4, 0.3, 0.1], [0.01, 0.33, 0.33, 0.33]
-    settings = GenerationSettings(max_new_tokens=2, n_beams=2, length_penalty=0.0)
-    assert beam_search(Scripted(folders["t5"], first, flat), [1], settings, 2)[0] != 0
+    files = dataclasses.replace(open_folder(folders["t5"]), end_ids=(0,))
+    beams = Beams(0, files, [1], GenerationSettings(max_new_tokens=2, n_beams=2, length_penalty=0.0))
+    assert beams.advance(np.log([first]).astype(np.float32)) == [0, 0]
+    assert beams.advance(np.log([flat, flat]).astype(np.float32)) == []
+    assert beams.news().completion.token_ids[0] != 0
 
 
 def test_sampling_repeats_from_its_seed_whatever_is_in_the_batch(model):
@@ -121,7 +107,7 @@ def test_tokens_that_cannot_be_are_never_chosen(options):
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"n_beams": 2}])
 def test_logits_that_are_not_finite_are_no_answer(folders, bad, settings):
     model = OnnxModel(folders["t5"], n_threads=1)
-    model.begin = lambda prompts: (None, np.array([[bad]], np.float32))
+    model.begin = lambda prompts, mixes: (model.empty(1), np.array([[bad]], np.float32))
     with pytest.raises(FloatingPointError, match="logits are not finite"):
         generate(model, TEXTS[:1], GenerationSettings(**settings))
 
@@ -154,25 +140,25 @@ def test_a_row_that_nobody_wants_leaves_the_batch(model):
 
 
 class Counting(OnnxModel):
-    """Counts its steps, and forgets its end tokens."""
+    """Counts its calls, and forgets its end tokens."""
 
     def __init__(self, folder):
         super().__init__(folder, n_threads=1)
         self.files = dataclasses.replace(self.files, end_ids=())
-        self.n_steps = 0
+        self.n_calls = 0
 
-    def step(self, state, tokens):
-        self.n_steps += 1
-        return super().step(state, tokens)
+    def read(self, state, tokens, new_mask):
+        self.n_calls += 1
+        return super().read(state, tokens, new_mask)
 
 
 def test_a_beam_search_that_nobody_wants_ends_at_the_next_step(folders):
-    """And the row behind it is answered."""
+    """And the row beside it is answered."""
     model = Counting(folders["t5"])
     settings = [GenerationSettings(max_new_tokens=50, n_beams=2), GenerationSettings(max_new_tokens=2, n_beams=2)]
-    pieces = list(stream(model, TEXTS[:2], settings, is_wanted=lambda row: row == 1 or model.n_steps < 3))
+    pieces = list(stream(model, TEXTS[:2], settings, is_wanted=lambda row: row == 1 or model.n_calls < 3))
     assert [piece.row for piece in pieces] == [1]
-    assert model.n_steps == 3 + 1
+    assert model.n_calls == 3
 
 
 class TwoTokensToACharacter:
@@ -249,7 +235,10 @@ def test_an_empty_prompt_says_so(folders):
         ({"temperature": -1}, "temperature: expected a number of at least 0"),
         ({"temperature": float("nan")}, "temperature: expected"),
         ({"top_p": 0}, "top_p: expected above 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
+        ({"max_new_tokens": -1}, "max_new_tokens: expected at least 0"),
+        ({"n_logprobs": 21}, "n_logprobs: expected 0 to 20"),
+        ({"n_beams": 2, "n_logprobs": 1}, "beam search notes no log-probabilities"),
+        ({"scores_prompt": True}, "scores_prompt: expected n_logprobs beside it"),
         ({"n_beams": 99}, "n_beams: expected from 1 to 16"),
         ({"n_beams": 2, "temperature": 1}, "beam search does not sample"),
         ({"stop": ("",)}, "stop: expected"),
