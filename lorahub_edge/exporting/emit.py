@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lorahub_edge.exporting.forms import INT8_FORMS, SPLIT, LayerForm
@@ -18,7 +19,7 @@ from lorahub_edge.exporting.nodes import needed_tensors, node_as_division, node_
 from lorahub_edge.exporting.onnx_file import BigTensor
 from lorahub_edge.exporting.symbols import CROSS, DOMAIN, EMBEDDING, LINEAR
 from lorahub_edge.exporting.weights import Weights
-from lorahub_edge.serve.adapter import input_names
+from lorahub_edge.serve.adapter import SCALE_INPUT, input_names
 
 # Opset 21 came with version 10; onnxruntime reads it from 1.18 on.
 IR_VERSION = 10
@@ -55,7 +56,7 @@ class _Emitter:
         self.weights = weights
         self.forms = forms
         self.adapted = adapted
-        self.side_inputs: dict[str, Axes] = {}
+        self.optional: dict[str, Axes] = {}
         self.small: dict[str, Any] = {}
         self.big: dict[str, BigTensor] = {}
         self.n_names = 0
@@ -66,6 +67,8 @@ class _Emitter:
     def emit(self) -> tuple[Any, list[BigTensor]]:
         graph = self.traced.model.graph
         scope = _Scope()
+        for name, (axes, default) in self.traced.optional.items():
+            self.optional_input(name, axes, default)
         reciprocals = {n.output[0]: n for n in graph.node if n.op_type == "Reciprocal"}
         taken: dict[str, str] = {}
         for node in graph.node:
@@ -89,7 +92,7 @@ class _Emitter:
         proto = helper.make_graph(
             nodes,
             "lorahub_edge",
-            value_infos({**self.traced.inputs, **self.side_inputs}),
+            value_infos({**self.traced.inputs, **self.optional}),
             value_infos(self.traced.outputs),
             needed_tensors(small, nodes),
         )
@@ -168,15 +171,21 @@ class _Emitter:
                 self.add(scope, "Add", product, side, output=output)
 
     def _side_path(self, scope: _Scope, x: str, target: str) -> str:
-        """(x @ A.T) @ B.T in float32, of inputs that are zero unless they are given."""
+        """((x @ A.T) * scale) @ B.T in float32; A and B are zeros and the scale is 1 unless they are given."""
         n_out, n_in = self.weights.shape(target)
         rank = f"{target}.rank"
         A, B = input_names(self.adapted[target])
-        for name, axes in ((A, (rank, n_in)), (B, (n_out, rank))):
-            self.side_inputs[name] = axes
-            zeros = np.zeros([1 if isinstance(axis, str) else axis for axis in axes], np.float32)
-            x = self.add(scope, "MatMul", x, self.add(scope, "Transpose", self.constant_of(zeros, name), perm=[1, 0]))
-        return x
+        self.optional_input(A, (rank, n_in), np.zeros((1, n_in), np.float32))
+        self.optional_input(B, (n_out, rank), np.zeros((n_out, 1), np.float32))
+        self.optional_input(SCALE_INPUT, ("lora_batch", 1, "lora_rank"), np.ones((1, 1, 1), np.float32))
+        x = self.add(scope, "MatMul", x, self.add(scope, "Transpose", A, perm=[1, 0]))
+        x = self.add(scope, "Mul", x, SCALE_INPUT)
+        return self.add(scope, "MatMul", x, self.add(scope, "Transpose", B, perm=[1, 0]))
+
+    def optional_input(self, name: str, axes: Axes, default: NDArray[Any]) -> None:
+        """An input of the graph that clients may leave out."""
+        self.optional[name] = axes
+        self.constant_of(default, name)
 
     def constant_of(self, values: Any, name: str) -> str:
         """A tensor of some size that stays in the graph itself."""

@@ -12,16 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_causal_mask
 
 from lorahub_edge.exporting.symbols import cross_attention
 
 OPSET = 21
 
 Axes = tuple[str | int, ...]
+# Name -> axes and default.
+Optional = dict[str, tuple[Axes, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class Traced:
     Attributes:
         model: the ONNX model.
         inputs, outputs: name -> axes, in the graph's order; a string is a free axis.
+        optional: further inputs, which a client may leave out.
     """
 
     model: Any
     inputs: dict[str, Axes]
     outputs: dict[str, Axes]
+    optional: Optional
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class DecoderGraph(nn.Module):
         encoder_hidden_states: torch.Tensor,
         past: list[tuple[torch.Tensor, ...]],
         use_cache_branch: torch.Tensor,
+        decoder_attention_mask: torch.Tensor,
     ) -> tuple[Any, list[torch.Tensor]]:
         n_tokens = encoder_attention_mask.shape[1]
         taken = cross_attention(use_cache_branch, encoder_hidden_states, past, self.targets, n_tokens)
@@ -95,6 +103,7 @@ class DecoderGraph(nn.Module):
             encoder_outputs=(encoder_hidden_states,),
             attention_mask=encoder_attention_mask,
             decoder_input_ids=input_ids,
+            decoder_attention_mask=self._self_mask(input_ids, decoder_attention_mask, cache.self_attention_cache),
             past_key_values=cache,
             use_cache=True,
         )
@@ -102,6 +111,15 @@ class DecoderGraph(nn.Module):
         for layer, state in enumerate(output.past_key_values.self_attention_cache.layers):
             present += [state.keys, state.values, *taken[4 * layer + 2 : 4 * layer + 4]]
         return output.logits, present
+
+    def _self_mask(self, input_ids: torch.Tensor, padding: torch.Tensor, past: DynamicCache) -> torch.Tensor:
+        """What self-attention adds: transformers' own mask, and its value for "unseen" wherever `padding` is 0.
+
+        transformers would look `padding` up by row and key, so that it had to have them all; here it broadcasts.
+        """
+        embeds = input_ids[..., None].float()  # only its shape and dtype are read
+        causal: Any = create_causal_mask(self.model.decoder.config, embeds, None, past)
+        return torch.where(padding[:, None, None, :] > 0, causal, torch.finfo(causal.dtype).min)
 
 
 class CausalGraph(nn.Module):
@@ -160,10 +178,11 @@ def trace_decoder(model: Any) -> Traced:
                 new = length if part == "encoder" else "past_decoder_sequence_length + decoder_sequence_length"
                 outputs[f"present.{name}"] = ("batch_size", shape.n_heads, new, shape.head_width)
     inputs["use_cache_branch"] = (1,)
+    optional: Optional = {"decoder_attention_mask": (("mask_batch", "mask_length"), np.ones((1, 1), np.int64))}
     past = [_empty(shape, (3, 3, 7, 7)) for _ in range(shape.n_layers)]
     hidden = torch.zeros(2, 5, model.config.d_model)
-    arguments = (_ones(2, 5), _ones(2, 4), hidden, past, torch.tensor([True]))
-    return _trace(DecoderGraph(model), arguments, inputs, outputs)
+    arguments = (_ones(2, 5), _ones(2, 4), hidden, past, torch.tensor([True]), _ones(2, 7))
+    return _trace(DecoderGraph(model), arguments, inputs, outputs, optional)
 
 
 def trace_causal(model: Any) -> Traced:
@@ -192,10 +211,19 @@ def _empty(shape: CacheShape, lengths: Sequence[int]) -> tuple[torch.Tensor, ...
     return tuple(torch.zeros(2, shape.n_heads, n, shape.head_width) for n in lengths)
 
 
-def _trace(graph: nn.Module, arguments: tuple[Any, ...], inputs: dict[str, Axes], outputs: dict[str, Axes]) -> Traced:
+def _trace(
+    graph: nn.Module,
+    arguments: tuple[Any, ...],
+    inputs: dict[str, Axes],
+    outputs: dict[str, Axes],
+    optional: Optional | None = None,
+) -> Traced:
+    optional = optional or {}
+    axes_of = inputs | {name: axes for name, (axes, _) in optional.items()}
+
     def free(value: Any, names: Iterator[str]) -> Any:
         if isinstance(value, torch.Tensor):
-            axes = inputs[next(names)]
+            axes = axes_of[next(names)]
             return {k: Dim.DYNAMIC for k, axis in enumerate(axes) if isinstance(axis, str)}
         return type(value)(free(v, names) for v in value)
 
@@ -204,14 +232,14 @@ def _trace(graph: nn.Module, arguments: tuple[Any, ...], inputs: dict[str, Axes]
             graph.eval(),
             arguments,
             dynamo=True,
-            input_names=list(inputs),
+            input_names=list(axes_of),
             output_names=list(outputs),
-            dynamic_shapes=free(arguments, iter(inputs)),
+            dynamic_shapes=free(arguments, iter(axes_of)),
             opset_version=OPSET,
             verbose=False,
         )
     assert program is not None
-    return Traced(program.model_proto, inputs, outputs)
+    return Traced(program.model_proto, inputs, outputs, optional)
 
 
 @contextlib.contextmanager

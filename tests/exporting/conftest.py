@@ -63,3 +63,12 @@ def shared(run, other_run, tmp_path_factory):
     lorahub_edge.export(run, folder, with_adapter=True)
     lorahub_edge.export(other_run, folder, with_adapter=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def beside_llama(make_run, tmp_path_factory):
+    """The run of an adapted Llama beside its base."""
+    folder = tmp_path_factory.mktemp("export") / "llama"
+    run = make_run("llama", "llama")
+    lorahub_edge.export(run, folder, with_adapter=True)
+    return folder

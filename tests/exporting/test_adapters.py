@@ -107,14 +107,12 @@ def session_of(folder, graph):
     return onnxruntime.InferenceSession(folder / open_folder(folder).record["graphs"][graph], options)
 
 
-def test_onnxruntimes_lora_adapter_feeds_a_decoder_only_graph(make_run, tmp_path):
-    run = make_run("llama", "llama-lora-adapter")
-    folder = lorahub_edge.export(run, tmp_path / "out", with_adapter=True).folder
-    session = session_of(folder, "model")
+def test_onnxruntimes_lora_adapter_feeds_a_decoder_only_graph(beside_llama):
+    session = session_of(beside_llama, "model")
     empty = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in session.get_inputs()[3:]}
     feeds = {**ENCODED, "position_ids": np.arange(IDS.shape[1])[None], **empty}
-    _adapter, options = run_options(folder / "adapters" / f"{run.name}.onnx_adapter")
-    served = OnnxModel(folder).begin(IDS.tolist())[1]
+    _adapter, options = run_options(beside_llama / "adapters" / "llama.onnx_adapter")
+    served = OnnxModel(beside_llama).begin(IDS.tolist())[1]
     assert np.array_equal(session.run(["logits"], feeds, options)[0][:, -1:], served)
     assert np.abs(session.run(["logits"], feeds)[0][:, -1:] - served).max() > 0.1
 
