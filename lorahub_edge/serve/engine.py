@@ -82,7 +82,9 @@ class Engine:
             InvalidInput: more rows or more cache than there may be.
         """
         if sequence.width > self._max_rows:
-            raise InvalidInput(f"n_beams: expected at most {self._max_rows}, the size of a batch, got {sequence.width}")
+            raise InvalidInput(
+                f"n_beams: expected at most {self._max_rows}, the size of a batch, received {sequence.width}"
+            )
         needed = self._planned_bytes([sequence])
         if needed > self._cache_bytes:
             raise InvalidInput(

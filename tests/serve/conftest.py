@@ -7,11 +7,18 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+import lorahub_edge
+from lorahub_edge.integrity import sealed
 from lorahub_edge.serve import OnnxModel, guard
+from lorahub_edge.serve.adapter import tensors_sha256
 from lorahub_edge.serve.server import make_server
 from lorahub_edge.serve.server_settings import ServerSettings
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +90,39 @@ def running(model, **settings):
 @pytest.fixture
 def serve():
     return running
+
+
+def random_adapter(like, path, *, seed, rank=3):
+    """An adapter file for the same base as another one, with random factors of some rank and a prompt of its own."""
+    with safe_open(like, framework="np") as file:
+        record = json.loads(file.metadata()["lorahub_edge"])
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, (first, second) in shapes.items():
+        shape = (rank, second) if name.endswith("lora_A") else (first, rank)
+        tensors[name] = (0.3 * rng.standard_normal(shape)).astype(np.float32)
+    record["prompt"] = {**record["prompt"], "before": "dog " * (seed % 3)}
+    record |= {"tensors_sha256": tensors_sha256(tensors), "onnx_adapters_sha256": {}}
+    path.parent.mkdir(exist_ok=True, parents=True)
+    save_file(tensors, path, {"lorahub_edge": json.dumps(sealed(record))})
+    return path
+
+
+@pytest.fixture(scope="session")
+def adapted_folders(bases, module_folders, tmp_path_factory):
+    """Kind -> exported folder with three adapters of different rank: "run", "second" and "third"."""
+    root, found = tmp_path_factory.mktemp("adapted"), {}
+    for kind in ("t5", "llama"):
+        run = root / kind / "run"
+        lorahub_edge.adapt(
+            str(bases[kind]), [str(module_folders[kind])], list(tiny.ROWS), n_examples=4, budget=4, device="cpu",
+            null_control=False, out=run,
+        )  # fmt: skip
+        folder = root / kind / "base"
+        lorahub_edge.export(run, folder, with_adapter=True)
+        for rank, name in ((2, "second"), (5, "third")):
+            like = folder / "adapters" / "run.safetensors"
+            random_adapter(like, like.with_name(f"{name}.safetensors"), seed=rank, rank=rank)
+        found[kind] = folder
+    return found

@@ -1,0 +1,172 @@
+"""Models: adapters are chosen by name, share steps, and come and go while others are served."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat
+from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, lora, open_folder
+from lorahub_edge.serve.engine import Engine
+from lorahub_edge.serve.generate import new_sequence
+from lorahub_edge.serve.models import Models, UnknownModel
+from lorahub_edge.serve.state import view
+from tests import tiny
+from tests.serve.conftest import random_adapter
+from tests.serve.test_engine import answers
+
+TEXTS = [text for text, _ in tiny.ROWS]
+SETTINGS = GenerationSettings(max_new_tokens=6, n_logprobs=0)
+
+
+@pytest.fixture(params=["t5", "llama"])
+def folder(request, adapted_folders):
+    return adapted_folders[request.param]
+
+
+def questions(models, *, scale=1.0):
+    """Every text for every model in turn."""
+    found = []
+    for k, text in enumerate(TEXTS * 2):
+        served = models.all()[k % len(models.all())]
+        mix = tuple((adapter, scale) for adapter, _ in served.mix)
+        found.append(new_sequence(k, served.files, served.files.encode(text), SETTINGS, mix))
+    return found
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_rows_of_different_adapters_share_a_step_and_answer_as_alone(folder, scale, monkeypatch):
+    models = Models(folder)
+    model = OnnxModel(models.base.files, n_threads=1)
+    expected = [answers(Engine(model), [s])[0] for s in questions(models, scale=scale)]
+    widest, read = [], OnnxModel.read
+    monkeypatch.setattr(OnnxModel, "read", lambda self, *given: widest.append(given[0].n_rows) or read(self, *given))
+    found = answers(Engine(model), questions(models, scale=scale), every=0)
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose([s.logprob for s in one.scores], [s.logprob for s in other.scores], atol=0.1)
+    assert max(widest) > 4
+    assert len({c.token_ids for c in found}) > len(TEXTS)  # the adapters differ
+
+
+def test_a_served_adapter_answers_as_the_folder_opened_with_it(folder):
+    models = Models(folder)
+    model = OnnxModel(models.base.files, n_threads=1)
+    for name in ("run", "second", "third"):
+        alone = OnnxModel(open_folder(folder, adapter=name), n_threads=1)
+        served = models.resolve(name)
+        made = [new_sequence(0, served.files, served.files.encode(TEXTS[0]), SETTINGS, served.mix)]
+        assert answers(Engine(model), made) == generate(alone, TEXTS[:1], SETTINGS)
+
+
+def test_two_adapters_on_one_row_are_the_sum_of_their_deltas(folder):
+    """The stack of both gives what one adapter of both ranks gives."""
+    models = Models(folder)
+    model = OnnxModel(models.base.files, n_threads=1)
+    second, third = (models.resolve(name).files.adapter for name in ("second", "third"))
+    both = {}
+    for name, tensor in second.tensors.items():
+        other = third.tensors[name]
+        is_a = name.endswith("lora_A")
+        both[name] = np.concatenate([tensor, other] if is_a else [0.5 * tensor, 2 * other], 0 if is_a else 1)
+    alone = type(second)("both", both, {})
+    prompt = [models.base.files.encode(TEXTS[0])]
+    _, mixed = model.begin(prompt, mixes=[((second, 0.5), (third, 2.0))])
+    _, expected = model.begin(prompt, mixes=[((alone, 1.0),)])
+    _, base = model.begin(prompt, mixes=[()])
+    assert np.abs(mixed - expected).max() < 0.1 * np.abs(base - expected).max()
+
+
+def test_a_graph_without_scales_runs_adapters_apart_and_answers_the_same(folder, monkeypatch):
+    """As in folders that were exported before graphs took scales."""
+    models = Models(folder)
+    expected = answers(Engine(OnnxModel(models.base.files, n_threads=1)), questions(models))
+    monkeypatch.setattr(lora, "SCALE_INPUT", "of another name")
+    old = OnnxModel(models.base.files, n_threads=1)
+    assert not old.can_share(models.resolve("run").mix, models.resolve("second").mix)
+    assert [c.token_ids for c in answers(Engine(old), questions(models))] == [c.token_ids for c in expected]
+
+
+def test_names_that_are_not_served_are_never_answered_by_another(folder):
+    models = Models(folder)
+    assert [served.name for served in models.all()] == ["base", "run", "second", "third"]
+    assert models.resolve(None).name == "run"
+    assert models.resolve("base").mix == ()
+    for name in ("", "Run", "base:run", "nobody"):
+        with pytest.raises(UnknownModel, match=f"model: '{name}' is not served here"):
+            models.resolve(name)
+    models.unload("run")
+    with pytest.raises(UnknownModel, match="'run' is not served here"):
+        models.resolve(None)
+    with pytest.raises(UnknownModel, match="'run' is not loaded"):
+        models.unload("run")
+
+
+def test_the_first_adapter_named_answers_requests_without_a_name(folder, tmp_path):
+    elsewhere = random_adapter(folder / "adapters" / "run.safetensors", tmp_path / "x.safetensors", seed=1)
+    models = Models(folder, [f"mine={elsewhere}", "second", elsewhere])
+    assert [served.name for served in models.all()] == ["base", "mine", "second", "x"]
+    assert models.resolve(None).name == "mine"
+    assert models.resolve("mine").parent == "base"
+    assert Models(folder, ["none"]).resolve(None).name == "base"
+    assert Models(folder, ["none", "second"]).resolve(None).name == "base"
+    for names, message in ((["run", "run"], "the name 'run' is taken"), ([f"base={elsewhere}"], "'base' is taken")):
+        with pytest.raises(InvalidInput, match=message):
+            Models(folder, names)
+    with pytest.raises(InvalidInput, match="adapter 'nobody': no such file"):
+        Models(folder, ["nobody"])
+
+
+def test_a_merged_folder_serves_one_model(folders):
+    models = Models(folders["t5"])
+    assert [served.name for served in models.all()] == ["t5"]
+    assert models.resolve(None) is models.resolve("t5") is models.base
+    with pytest.raises(InvalidInput, match="its module is merged, so it takes no adapter"):
+        Models(folders["t5"], ["run"])
+
+
+def test_a_watched_folder_is_followed(folder, tmp_path, caplog):
+    """New files are served, changed ones anew, those that are gone no longer; a broken one costs nobody anything."""
+    like, place = folder / "adapters" / "run.safetensors", tmp_path / "hub"
+    random_adapter(like, place / "a.safetensors", seed=1)
+    models = Models(folder, [place])
+    assert [served.name for served in models.adapters()] == ["a"]
+    first = models.resolve("a").files.adapter
+    models.refresh()
+    assert models.resolve("a").files.adapter is first
+    random_adapter(like, place / "b.safetensors", seed=2)
+    random_adapter(like, place / "a.safetensors", seed=3, rank=4)
+    (place / "c.safetensors").write_bytes(b"not one")
+    models.refresh()
+    models.refresh()
+    assert [served.name for served in models.adapters()] == ["a", "b"]
+    assert models.resolve("a").files.adapter is not first
+    assert [record.message.partition(": ")[0] for record in caplog.records] == ["an adapter was left out"]
+    shutil.copyfile(place / "b.safetensors", place / "c.safetensors")
+    (place / "b.safetensors").unlink()
+    models.refresh()
+    assert [served.name for served in models.adapters()] == ["a", "c"]
+
+
+def test_a_broken_file_is_refused_and_the_others_go_on(folder, tmp_path):
+    models = Models(folder)
+    path = random_adapter(folder / "adapters" / "run.safetensors", tmp_path / "x.safetensors", seed=1)
+    path.write_bytes(path.read_bytes()[:-4] + b"beef")
+    with pytest.raises(UnsupportedFormat, match="is not what was exported"):
+        models.load("x", path)
+    with pytest.raises(InvalidInput, match="expected a name of 1 to 200 printable characters"):
+        models.load("a\nb", folder / "adapters" / "second.safetensors")
+    assert [served.name for served in models.adapters()] == ["run", "second", "third"]
+
+
+def test_a_stack_is_made_once_for_the_adapters_of_a_batch(folder):
+    """Rows come and go; as long as they want nothing new, the stack stays."""
+    models = Models(folder)
+    side = OnnxModel(models.base.files, n_threads=1)._sides[-1]
+    mixes = [served.mix for served in models.adapters()]
+    first = side.feeds(mixes)
+    name = f"{side.targets[0]}.lora_A"
+    assert side.feeds(mixes[:2])[name] is first[name]
+    ranks = [2, 5, max(len(t) for n, t in mixes[0][0][0].tensors.items() if n.endswith("lora_A"))]
+    assert view(first[lora.SCALE_INPUT]).shape == (3, 1, sum(ranks))
+    assert view(side.feeds([(), mixes[1]])[lora.SCALE_INPUT])[0].any() == np.False_
