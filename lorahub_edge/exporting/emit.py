@@ -17,7 +17,7 @@ from lorahub_edge.exporting.forms import INT8_FORMS, SPLIT, LayerForm
 from lorahub_edge.exporting.graphs import OPSET, Axes, Traced
 from lorahub_edge.exporting.nodes import needed_tensors, node_as_division, node_attributes, used_nodes, value_infos
 from lorahub_edge.exporting.onnx_file import BigTensor
-from lorahub_edge.exporting.symbols import CROSS, DOMAIN, EMBEDDING, LINEAR
+from lorahub_edge.exporting.symbols import CROSS, DOMAIN, EMBEDDING, LATER, LINEAR
 from lorahub_edge.exporting.weights import Weights
 from lorahub_edge.serve.adapter import SCALE_INPUT, input_names
 
@@ -78,23 +78,21 @@ class _Emitter:
         for node in graph.node:
             # lengths too are those of what the branch hands on, not of what the client handed in
             node.input[:] = [taken.get(name, name) for name in node.input]
-            if node.domain == DOMAIN and node.op_type == CROSS:
-                continue
             if node.domain == DOMAIN:
-                self._symbol(scope, node)
+                if node.op_type != CROSS:
+                    self._symbol(scope, node)
             elif node.op_type == "Mul" and any(name in reciprocals for name in node.input):
                 # onnxruntime knows x / sqrt(mean(x**2)) as one operation, but not x * (1 / sqrt(...))
                 scope.nodes.append(node_as_division(node, reciprocals))
             else:
                 scope.nodes.append(node)
         nodes = used_nodes(scope.nodes, [o.name for o in graph.output])
-        small = [*graph.initializer, *self.small.values()]
         proto = helper.make_graph(
             nodes,
             "lorahub_edge",
             value_infos({**self.traced.inputs, **self.optional}),
             value_infos(self.traced.outputs),
-            needed_tensors(small, nodes),
+            needed_tensors([*graph.initializer, *self.small.values()], nodes),
         )
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="lorahub_edge")
@@ -118,6 +116,9 @@ class _Emitter:
                 self.linear(scope, node.input[0], self.groups[node.output[0]])
         elif node.op_type == EMBEDDING:
             self.embedding(scope, node.input[0], found["target"], node.output[0])
+        elif node.op_type == LATER:
+            end = self.constant([np.iinfo(np.int64).max], np.int64)
+            self.add(scope, "Slice", *node.input, end, output=node.output[0])
         else:
             raise ValueError(f"emit: no such symbol {node.op_type}")
 

@@ -20,7 +20,7 @@ from torch.export import Dim
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
 
-from lorahub_edge.exporting.symbols import cross_attention
+from lorahub_edge.exporting.symbols import cross_attention, later
 
 OPSET = 21
 
@@ -135,6 +135,7 @@ class CausalGraph(nn.Module):
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
         past: list[tuple[torch.Tensor, ...]],
+        logits_from: torch.Tensor,
     ) -> tuple[Any, list[torch.Tensor]]:
         # without a config: every layer keeps all positions, and a sliding window is the mask's matter
         cache = DynamicCache()
@@ -146,6 +147,7 @@ class CausalGraph(nn.Module):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=later(torch.arange(input_ids.shape[1]), logits_from),
         )
         present = [tensor for state in output.past_key_values.layers for tensor in (state.keys, state.values)]
         return output.logits, present
@@ -198,8 +200,10 @@ def trace_causal(model: Any) -> Traced:
             inputs[f"past_key_values.{layer}.{kind}"] = (*head, "past_sequence_length", shape.head_width)
             outputs[f"present.{layer}.{kind}"] = (*head, total, shape.head_width)
     past = [_empty(shape, (3, 3)) for _ in range(shape.n_layers)]
-    arguments = (_ones(2, 4), _ones(2, 7), torch.arange(3, 7).expand(2, -1).contiguous(), past)
-    return _trace(CausalGraph(model), arguments, inputs, outputs)
+    # some clients read axes by name, so the logits' is not renamed for those that ask for fewer
+    optional: Optional = {"logits_from": ((1,), np.zeros(1, np.int64))}
+    arguments = (_ones(2, 4), _ones(2, 7), torch.arange(3, 7).expand(2, -1).contiguous(), past, _ones(1))
+    return _trace(CausalGraph(model), arguments, inputs, outputs, optional)
 
 
 def _ones(*shape: int) -> torch.Tensor:

@@ -53,7 +53,9 @@ def needed_tensors(initializers: list[Any], nodes: list[Any]) -> list[Any]:
     return [tensor for tensor in initializers if tensor.name in names]
 
 
-_INTEGERS = ("input_ids", "attention_mask", "encoder_attention_mask", "decoder_attention_mask", "position_ids")
+_INTEGERS = (
+    "input_ids", "attention_mask", "encoder_attention_mask", "decoder_attention_mask", "position_ids", "logits_from"
+)  # fmt: skip
 
 
 def tensor_type(name: str) -> int:

@@ -16,9 +16,10 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from lorahub_edge.base import Base, Int8Embedding, Int8Linear
 from lorahub_edge.base.model import head_is_tied
+from lorahub_edge.exporting.attention import use_grouped_attention
 
 DOMAIN = "lorahub_edge"
-LINEAR, EMBEDDING, CROSS = "Linear", "Embedding", "CrossAttention"
+LINEAR, EMBEDDING, CROSS, LATER = "Linear", "Embedding", "CrossAttention", "Later"
 
 
 class SymbolicLinear(nn.Module):
@@ -101,14 +102,20 @@ def cross_attention(
     )
 
 
-def skeleton(base: Base) -> Any:
-    """A base's model with symbols for linears and embeddings, its own small tensors, and eager attention.
+def later(values: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """values[first:] for int64 (n,) and (1,), traced as if all n were left."""
+    return symbolic(f"{DOMAIN}::{LATER}", (values, first), dtype=torch.int64, shape=values.shape, version=1)
 
-    Attention other than eager cannot be traced for every length (docs/decisions/0008-export.md).
+
+def skeleton(base: Base) -> Any:
+    """A base's model with symbols for linears and embeddings, its own small tensors, and attention in plain operators.
+
+    torch's attention as one operation cannot be traced for every length (docs/decisions/0008-export.md).
     """
     config = copy.deepcopy(base.model.config)
+    attention = "eager" if base.family.is_seq2seq else use_grouped_attention()
     with init_empty_weights(include_buffers=False):
-        model = base.family.auto_class.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        model = base.family.auto_class.from_config(config, attn_implementation=attention, dtype=torch.float32)
     family = base.family
     for path, module in list(base.model.named_modules(remove_duplicate=False)):
         if isinstance(module, (Int8Linear, nn.Linear)):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -72,12 +73,19 @@ def test_a_decoder_only_export_says_what_genai_must_know(export_base):
     assert config["search"]["max_length"] == min(
         model["context_length"], record["prompt"]["max_input_tokens"] + record["generation"]["max_new_tokens"]
     )
-    graph = onnx.load(folder / decoder["filename"]).graph
-    for names, side in ((decoder["inputs"], graph.input), (decoder["outputs"], graph.output)):
+    graph = onnxruntime.InferenceSession(folder / decoder["filename"])
+    for names, side in ((decoder["inputs"], graph.get_inputs()), (decoder["outputs"], graph.get_outputs())):
         layers = range(decoder["num_hidden_layers"])
         assert {name.replace("%d", str(layer)) for name in names.values() for layer in layers} == {i.name for i in side}
     assert "genai_config.json" in record["files"]
     assert not (export_base("t5").folder / "genai_config.json").exists()
+
+
+def test_heads_of_a_group_read_the_cache_as_it_is(export_base):
+    """Repeated for every head, it would be copied in each step."""
+    graph = onnx.load(export_base("llama").folder / "onnx" / "model_int8.onnx").graph
+    readers = [node.op_type for node in graph.node for name in node.input if name.startswith("present.")]
+    assert sorted(readers) == ["MatMul"] * 2 + ["Transpose"] * 2
 
 
 def test_a_run_is_verified_on_its_examples(exported):

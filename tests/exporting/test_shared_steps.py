@@ -134,11 +134,24 @@ def test_rows_of_different_age_share_a_step_of_t5s_decoder(exported):
     assert np.array_equal(step([0, 1, 2], past, decoder_attention_mask=[[1] * 6]), unmasked)
 
 
-def test_clients_that_know_nothing_of_it_are_asked_for_nothing_more(shared, exported):
-    for folder, more in ((exported, {"decoder_attention_mask"}), (shared, {"decoder_attention_mask", SCALE_INPUT})):
-        decoder = Graphs(folder).sessions["decoder"]
-        names = {i.name for i in decoder.get_inputs()}
-        assert {i.name for i in decoder.get_overridable_initializers() if ".lora_" not in i.name} == more
-        assert {name for name in names if not name.startswith("past_key_values.")} == {
-            "encoder_attention_mask", "input_ids", "encoder_hidden_states", "use_cache_branch"
-        }  # fmt: skip
+@pytest.mark.parametrize(("first", "left"), [(0, slice(None)), (5, slice(5, None)), (-1, slice(-1, None))])
+def test_logits_of_earlier_positions_can_be_left_out(beside_llama, first, left):
+    whole = Graphs(beside_llama).begin(PROMPTS, TOKENS)
+    part = Graphs(beside_llama, {"logits_from": [first]}).begin(PROMPTS, TOKENS)
+    assert whole["logits"].shape[1] == len(PROMPTS[0]) + len(TOKENS[0])
+    assert part["logits"].shape == whole["logits"][:, left].shape
+    assert off(part["logits"], whole["logits"][:, left]) < 1e-6
+    assert all(np.array_equal(part[name], whole[name]) for name in whole if name != "logits")
+
+
+def test_clients_that_know_nothing_of_it_are_asked_for_nothing_more(shared, exported, beside_llama):
+    seq2seq = {"encoder_attention_mask", "input_ids", "encoder_hidden_states", "use_cache_branch"}
+    causal = {"input_ids", "attention_mask", "position_ids"}
+    for folder, graph, asked, optional in (
+        (exported, "decoder", seq2seq, {"decoder_attention_mask"}),
+        (shared, "decoder", seq2seq, {"decoder_attention_mask", SCALE_INPUT}),
+        (beside_llama, "model", causal, {"logits_from", SCALE_INPUT}),
+    ):
+        session = Graphs(folder).sessions[graph]
+        assert {i.name for i in session.get_inputs() if not i.name.startswith("past_key_values.")} == asked
+        assert {i.name for i in session.get_overridable_initializers() if ".lora_" not in i.name} == optional
