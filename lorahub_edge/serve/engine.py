@@ -184,10 +184,13 @@ class Engine:
             return logits[:, -1]
         start, length = reading.n_read, reading.ids.shape[1]
         end = min(length, start + max(1, self._read_tokens // len(reading.sequences)))
-        logits = self.model.read(reading.state, reading.ids[:, start:end], reading.mask[:, start:end])
+        is_scored = reading.sequences[0].settings.scores_prompt  # then all of them are
+        logits = self.model.read(
+            reading.state, reading.ids[:, start:end], reading.mask[:, start:end], only_last=not is_scored
+        )
         reading.n_read = end
         for row, sequence in enumerate(reading.sequences):
-            if sequence.settings.scores_prompt:
+            if is_scored:
                 padding = length - len(sequence.prompt)
                 sequence.read_prompt(logits[row, max(0, padding - start) :], max(0, start - padding))
         return logits[:, -1] if end == length else None

@@ -16,7 +16,8 @@ from lorahub_edge.serve.lora import Mix, SideInputs
 from lorahub_edge.serve.state import Ids, State, new_value, of_rows
 
 MIN_ONNXRUNTIME = (1, 20)
-_SELF_MASK = "decoder_attention_mask"  # of a decoder behind an encoder; all positions count unless it is given
+# Inputs with a default (docs/format.md): which positions of a decoder's cache count, and which logits are wanted.
+_SELF_MASK, _LOGITS_FROM = "decoder_attention_mask", "logits_from"
 
 Logits = NDArray[np.float32]
 
@@ -52,7 +53,7 @@ class OnnxModel:
         self._inputs = {i.name: i for i in self._decoder.get_inputs()}
         self._past_names = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._caches = {name: (self._inputs[name].shape[1], self._inputs[name].shape[3]) for name in self._past_names}
-        self._takes_mask = _SELF_MASK in {i.name for i in self._decoder.get_overridable_initializers()}
+        self._optional = {i.name for i in self._decoder.get_overridable_initializers()}
         self._sides = [SideInputs(session) for session in (self._encoder, self._decoder) if session is not None]
         adapter = self.files.adapter
         self.mix: Mix = () if adapter is None else ((adapter, 1.0),)
@@ -113,7 +114,7 @@ class OnnxModel:
     @property
     def shares_ages(self) -> bool:
         """Whether rows that began at different steps may share one."""
-        return self._encoder is None or self._takes_mask
+        return self._encoder is None or _SELF_MASK in self._optional
 
     def can_share(self, first: Mix, second: Mix) -> bool:
         """Whether rows with these adapters may share a step."""
@@ -127,10 +128,17 @@ class OnnxModel:
             total += 4 * n_rows * heads * width * n
         return total
 
-    def read(self, state: State, tokens: Ids, new_mask: Ids) -> Logits:
-        """Read tokens, int64 (b, t), of which some count as the mask says; returns logits (b, t, vocabulary).
+    def read(self, state: State, tokens: Ids, new_mask: Ids, *, only_last: bool = False) -> Logits:
+        """Read tokens. The state is changed once all went well.
 
-        The state is changed once all went well.
+        Args:
+            state: caches of b rows.
+            tokens: int64 (b, t).
+            new_mask: int64 (b, t): 1 where a token counts.
+            only_last: the logits of the last token are enough; graphs that can leave the others out.
+
+        Returns:
+            Logits (b, t, vocabulary), or fewer if `only_last`; always those of the last token.
         """
         mask = np.concatenate([state.mask, new_mask], 1)
         feeds = {"input_ids": new_value(tokens), **state.past}
@@ -148,8 +156,10 @@ class OnnxModel:
             feeds["position_ids"] = new_value(positions[:, -tokens.shape[1] :])
         outputs = ["logits", *(name.replace("past_key_values", "present") for name in kept)]
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        if self._takes_mask and not mask.all():
+        if _SELF_MASK in self._optional and not mask.all():
             feeds[_SELF_MASK] = new_value(mask)
+        if only_last and _LOGITS_FROM in self._optional:
+            feeds[_LOGITS_FROM] = new_value(np.array([-1]))
         feeds |= self._sides[-1].feeds(state.mixes)
         logits, *present = self._decoder.run_with_ort_values(outputs, feeds)
         state.past.update(zip(kept, present, strict=True))

@@ -58,16 +58,32 @@ class State:
 
     def put(self, rows: Sequence[int], other: State, sources: Sequence[int]) -> None:
         """Overwrite rows by rows of another state, which may be this one; it must not be longer."""
-        index = list(sources)
+        sources = list(sources)
         for name, value in self.past.items():
-            _fill(view(value), rows, view(other.past[name])[index], is_right=_OF_ENCODER not in name)
-        _fill(self.mask[:, None, :, None], rows, other.mask[index][:, None, :, None], is_right=True)
+            self._fill(view(value), rows, view(other.past[name]), sources, is_right=_OF_ENCODER not in name)
+        self._fill(self.mask[:, None], rows, other.mask[:, None], sources, is_right=True)
         if self.hidden is not None and self.encoder_mask is not None and other.encoder_mask is not None:
-            _fill(view(self.hidden)[:, None], rows, view(other.hidden)[index][:, None], is_right=False)
-            masks = self.encoder_mask[:, None, :, None], other.encoder_mask[index][:, None, :, None]
-            _fill(masks[0], rows, masks[1], is_right=False)
-        for row, mix in zip(rows, [other.mixes[source] for source in index], strict=True):
+            self._fill(view(self.hidden)[:, None], rows, view(other.hidden)[:, None], sources, is_right=False)
+            self._fill(self.encoder_mask[:, None], rows, other.encoder_mask[:, None], sources, is_right=False)
+        for row, mix in zip(rows, [other.mixes[source] for source in sources], strict=True):
             self.mixes[row] = mix
+
+    @staticmethod
+    def _fill(
+        into: NDArray[Any], rows: Sequence[int], source: NDArray[Any], sources: Sequence[int], *, is_right: bool
+    ) -> None:
+        """into[rows] = source[sources], (b, heads, n, ...) both, aligned at one end; zeros beyond, too long is cut."""
+        if np.shares_memory(into, source):
+            source, sources = source[list(sources)], range(len(sources))
+        n, m = into.shape[2], source.shape[2]
+        kept = min(n, m)
+        for row, own in zip(rows, sources, strict=True):
+            if is_right:
+                into[row, :, : n - kept] = 0
+                into[row, :, n - kept :] = source[own, :, m - kept :]
+            else:
+                into[row, :, kept:] = 0
+                into[row, :, :kept] = source[own, :, :kept]
 
     def holds(self, other: State) -> bool:
         """Whether another state's rows have room in this one's length."""
@@ -88,32 +104,19 @@ def of_rows(parts: Sequence[tuple[State, Sequence[int]]]) -> State:
 
     def empty(name: str, like: OrtValue) -> OrtValue:
         _, heads, _, width = like.shape()
-        return new_value(np.zeros((n_rows, heads, n_encoder if _OF_ENCODER in name else n, width), np.float32))
+        return new_value(np.empty((n_rows, heads, n_encoder if _OF_ENCODER in name else n, width), np.float32))
 
     result = State(
         {name: empty(name, value) for name, value in first.past.items()}, np.zeros((n_rows, n), np.int64), [()] * n_rows
     )
     if first.hidden is not None:
-        result.hidden = new_value(np.zeros((n_rows, n_encoder, first.hidden.shape()[2]), np.float32))
+        result.hidden = new_value(np.empty((n_rows, n_encoder, first.hidden.shape()[2]), np.float32))
         result.encoder_mask = np.zeros((n_rows, n_encoder), np.int64)
     start = 0
     for state, rows in parts:
         result.put(range(start, start + len(rows)), state, rows)
         start += len(rows)
     return result
-
-
-def _fill(into: NDArray[Any], rows: Sequence[int], source: NDArray[Any], *, is_right: bool) -> None:
-    """into[rows] = source, both aligned along axis 2 at one end; beyond are zeros, and what is too long is cut."""
-    n, m = into.shape[2], source.shape[2]
-    kept = min(n, m)
-    for row, values in zip(rows, source, strict=True):
-        if is_right:
-            into[row, :, : n - kept] = 0
-            into[row, :, n - kept :] = values[:, m - kept :]
-        else:
-            into[row, :, kept:] = 0
-            into[row, :, :kept] = values[:, :kept]
 
 
 def new_value(array: NDArray[Any]) -> OrtValue:

@@ -64,7 +64,9 @@ def test_answers_are_the_same_whatever_shares_their_steps(model, mixed, max_rows
 def test_answers_under_way_share_one_step(model, monkeypatch):
     """Eight answers of eight tokens that began one after the other: fewer calls than four of them alone take."""
     calls, read = [], OnnxModel.read
-    monkeypatch.setattr(OnnxModel, "read", lambda self, *given: calls.append(given[1].shape) or read(self, *given))
+    monkeypatch.setattr(
+        OnnxModel, "read", lambda self, *given, **how: calls.append(given[1].shape) or read(self, *given, **how)
+    )
     settings = [GenerationSettings(max_new_tokens=8)] * 8
     files = model.files
     answers(Engine(model), sequences(model, settings, files=dataclasses.replace(files, end_ids=())))
@@ -128,10 +130,10 @@ def test_a_step_that_fails_costs_the_largest_answer_alone(model, monkeypatch):
     expected = [answers(Engine(model), [s])[0] for s in sequences(model, settings)]
     read = OnnxModel.read
 
-    def fail(self, state, tokens, new_mask):
+    def fail(self, state, tokens, new_mask, **how):
         if state.n_rows == 4:
             raise MemoryError("no room")
-        return read(self, state, tokens, new_mask)
+        return read(self, state, tokens, new_mask, **how)
 
     monkeypatch.setattr(OnnxModel, "read", fail)
     engine = Engine(model)

@@ -147,9 +147,9 @@ class Counting(OnnxModel):
         self.files = dataclasses.replace(self.files, end_ids=())
         self.n_calls = 0
 
-    def read(self, state, tokens, new_mask):
+    def read(self, *arguments, **how):
         self.n_calls += 1
-        return super().read(state, tokens, new_mask)
+        return super().read(*arguments, **how)
 
 
 def test_a_beam_search_that_nobody_wants_ends_at_the_next_step(folders):

@@ -40,7 +40,9 @@ def test_rows_of_different_adapters_share_a_step_and_answer_as_alone(folder, sca
     model = OnnxModel(models.base.files, n_threads=1)
     expected = [answers(Engine(model), [s])[0] for s in questions(models, scale=scale)]
     widest, read = [], OnnxModel.read
-    monkeypatch.setattr(OnnxModel, "read", lambda self, *given: widest.append(given[0].n_rows) or read(self, *given))
+    monkeypatch.setattr(
+        OnnxModel, "read", lambda self, *given, **how: widest.append(given[0].n_rows) or read(self, *given, **how)
+    )
     found = answers(Engine(model), questions(models, scale=scale), every=0)
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]
     for one, other in zip(found, expected, strict=True):

@@ -312,10 +312,10 @@ def test_a_model_that_fails_answers_500_and_the_next_request_works(folders, serv
     class Failing(OnnxModel):
         fails = True
 
-        def read(self, *arguments):
+        def read(self, *arguments, **how):
             if self.fails:
                 raise RuntimeError("secret detail")
-            return super().read(*arguments)
+            return super().read(*arguments, **how)
 
     model = Failing(folders["t5"], n_threads=1)
     with serve(model) as client:
