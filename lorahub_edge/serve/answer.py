@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from lorahub_edge.serve.batching import Job
 from lorahub_edge.serve.guard import Exchange
+from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.models import Served
-from lorahub_edge.serve.protocol import part_of_answer, whole_answer
+from lorahub_edge.serve.protocol import Shape
 from lorahub_edge.serve.refusal import Refused, hung_up, refusal_of
 from lorahub_edge.serve.sequences import Completion, Piece
 from lorahub_edge.serve.settings import GenerationSettings
@@ -31,7 +32,10 @@ class Answer:
 
     Args:
         model: what is asked.
-        texts, settings: the question; one of the settings for each text.
+        prompts: texts, or token ids that are taken as they are.
+        settings: one for each prompt.
+        shape: of the answer.
+        mix: adapters; the model's own if None.
         timeout_s: an answer that takes longer is given up.
         exchange, metrics: where it is counted.
     """
@@ -39,24 +43,25 @@ class Answer:
     def __init__(
         self,
         model: Served,
-        texts: tuple[str, ...],
-        settings: list[GenerationSettings],
+        prompts: Sequence[str | Sequence[int]],
+        settings: Sequence[GenerationSettings],
+        shape: Shape,
         *,
+        mix: Mix | None = None,
         timeout_s: float,
         exchange: Exchange,
         metrics: Metrics,
     ) -> None:
-        self.model = model.name
+        self.shape = shape
         self.timeout_s = timeout_s
         self.metrics = metrics
         self.exchange = exchange
         self.started = time.monotonic()
-        self.id = f"cmpl-{exchange.id}"
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
         self.jobs = [
-            Job(model.files, model.mix, text, each, self._receiver(row))
-            for row, (text, each) in enumerate(zip(texts, settings, strict=True))
+            Job(model.files, model.mix if mix is None else mix, prompt, each, self._receiver(row))
+            for row, (prompt, each) in enumerate(zip(prompts, settings, strict=True))
         ]
 
     def _receiver(self, row: int) -> Callable[[Piece | Exception], None]:
@@ -87,7 +92,7 @@ class Answer:
             first = await _unless_gone(request, anext(pieces))
             return _EventStream(self._events(first, pieces), self.give_up)
         completions = await _unless_gone(request, self._collect(pieces))
-        return JSONResponse(whole_answer(self.id, self.model, completions))
+        return JSONResponse(self.shape.whole(completions))
 
     async def _pieces(self) -> _Pieces:
         """Pieces until every text is answered; leaving early gives the others up."""
@@ -135,21 +140,32 @@ class Answer:
     async def _events(self, first: tuple[int, Piece], pieces: _Pieces) -> AsyncIterator[str]:
         """Server-sent events; an error is the last of them, and what is counted."""
         self.exchange.status = 499  # stays so if the client hangs up and this generator is closed
+        completions: dict[int, Completion] = {}
         try:
             async with contextlib.aclosing(pieces):
-                yield self._event(*first)
-                async for row, piece in pieces:
-                    yield self._event(row, piece)
+                row, piece = first
+                while True:
+                    if piece.completion is not None:
+                        completions[row] = piece.completion
+                    for chunk in self.shape.chunks(row, piece):
+                        yield _event(chunk)
+                    if len(completions) == len(self.jobs):
+                        break
+                    row, piece = await anext(pieces)
+                with contextlib.suppress(StopAsyncIteration):
+                    await anext(pieces)  # it counts the whole answer
+            for chunk in self.shape.last_chunks([completions[row] for row in range(len(self.jobs))]):
+                yield _event(chunk)
             self.exchange.status = 200
             yield "data: [DONE]\n\n"
         except Exception as error:
             refused = refusal_of(error, self.exchange.id)
             self.exchange.status, self.exchange.code = refused.status, refused.code
-            yield f"data: {json.dumps(refused.body())}\n\n"
+            yield _event(refused.body())
 
-    def _event(self, row: int, piece: Piece) -> str:
-        reason = piece.completion.finish_reason if piece.completion else None
-        return part_of_answer(self.id, self.model, row, piece.text, reason)
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
 
 
 class _EventStream(StreamingResponse):

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -41,18 +41,16 @@ class Job:
 
     Attributes:
         files, mix: the model that is asked: how it reads texts, and its adapters.
-        text, settings: the question.
+        prompt, settings: the question; a text, or token ids that are taken as they are.
         on_piece: called from another thread with each piece, or with the exception that ended it.
-        prompt: token ids of the text, once it has been read.
         cancelled: set when nobody waits for the answer any more; it then leaves at the next step.
     """
 
     files: ExportFolder
     mix: Mix
-    text: str
+    prompt: str | Sequence[int]
     settings: GenerationSettings
     on_piece: OnPiece
-    prompt: list[int] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -136,9 +134,13 @@ class Batcher:
                 self._read_jobs.put((sequence, jobs[sequence.index]))
 
     def _sequence(self, row: int, job: Job) -> SequenceInMaking:
-        job.prompt = job.prompt or checked_prompt(job.files, job.text)
         sequence = new_sequence(
-            row, job.files, job.prompt, job.settings, job.mix, is_wanted=lambda: not job.cancelled.is_set()
+            row,
+            job.files,
+            checked_prompt(job.files, job.prompt),
+            job.settings,
+            job.mix,
+            is_wanted=lambda: not job.cancelled.is_set(),
         )
         self.engine.check(sequence)
         return sequence

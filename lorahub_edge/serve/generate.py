@@ -91,26 +91,34 @@ def new_sequence(
     return kind(index, files, prompt, settings, mix, is_wanted)
 
 
-def checked_prompt(files: ExportFolder, text: str) -> list[int]:
-    """Token ids of a text's prompt.
+def checked_prompt(files: ExportFolder, prompt: str | Sequence[int]) -> Sequence[int]:
+    """Token ids of a prompt.
+
+    Args:
+        files: what reads it.
+        prompt: a text, which the model's own prompt is put around; or token ids, which are taken as they are.
 
     Raises:
-        InvalidInput: empty, or longer than the export takes. The characters are counted first, so that a text of any
-            length costs little.
+        InvalidInput: empty, or longer than the export takes; a token that the tokenizer does not have. A text's
+            characters are counted first, so that a text of any length costs little.
     """
     limit = files.prompt.max_input_tokens
     most = limit * CHARACTERS_PER_TOKEN
-    if len(text) > most:
-        raise InvalidInput(
-            f"prompt: expected at most {most} characters ({CHARACTERS_PER_TOKEN} for each of {limit} tokens), "
-            f"received {len(text)}; shorten the text"
-        )
-    ids = files.encode(text)
-    if not ids:
+    if isinstance(prompt, str):
+        if len(prompt) > most:
+            raise InvalidInput(
+                f"prompt: expected at most {most} characters ({CHARACTERS_PER_TOKEN} for each of {limit} tokens), "
+                f"received {len(prompt)}; shorten the text"
+            )
+        prompt = files.encode(prompt)
+    elif prompt and max(prompt) >= files.tokenizer.get_vocab_size():
+        n = files.tokenizer.get_vocab_size()
+        raise InvalidInput(f"prompt: expected token ids below {n}, received {max(prompt)}")
+    if not prompt:
         raise InvalidInput("prompt: expected a text of at least one token, received an empty one")
-    if len(ids) > limit:
-        raise InvalidInput(f"prompt: expected 1 to {limit} tokens, received {len(ids)}; shorten the text")
-    return ids
+    if len(prompt) > limit:
+        raise InvalidInput(f"prompt: expected 1 to {limit} tokens, received {len(prompt)}; shorten the text")
+    return prompt
 
 
 def _one_each(

@@ -116,6 +116,11 @@ class OnnxModel:
         """Whether rows that began at different steps may share one."""
         return self._encoder is None or _SELF_MASK in self._optional
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a row may have several adapters, or one at a scale of its own."""
+        return all(side.has_scales or not side.targets for side in self._sides)
+
     def can_share(self, first: Mix, second: Mix) -> bool:
         """Whether rows with these adapters may share a step."""
         return all(side.can_share(first, second) for side in self._sides)

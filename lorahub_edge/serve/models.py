@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,18 @@ class Models:
     def adapters(self) -> list[Served]:
         """The adapters, in the order in which they were loaded."""
         return list(self._adapters.values())
+
+    def mix(self, scales: Mapping[int, float]) -> Mix:
+        """Adapters by their places in `adapters`, each with its scale; a scale of 0 leaves one out.
+
+        Raises:
+            InvalidInput: no adapter has this place.
+        """
+        here = self.adapters()
+        if unknown := [place for place in scales if place >= len(here)]:
+            raise InvalidInput(f"lora: expected ids below {len(here)} (see /lora-adapters), received {unknown[0]}")
+        chosen = ((here[place].files.adapter, scale) for place, scale in scales.items() if scale)
+        return tuple((adapter, scale) for adapter, scale in chosen if adapter is not None)
 
     def load(self, name: str | None, source: str | Path) -> Served:
         """Serve one more adapter.

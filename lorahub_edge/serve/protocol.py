@@ -1,120 +1,154 @@
-"""What is said over HTTP: requests, answers and errors in the shape of OpenAI's completions."""
+"""What requests for answers have in common: how a body is read, how an answer is chosen, and its shape."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.models import Served
-from lorahub_edge.serve.sequences import Completion
+from lorahub_edge.serve.sequences import Completion, Piece, TokenScore
 from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 
-MAX_PROMPTS = 16
+MAX_ANSWERS = 16  # of one request: its prompts, each as often as `n` says
 _MAX_DIGITS = 100
-
-# OpenAI's settings that are understood only as what they are when left out.
-_ONLY_DEFAULTS: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "suffix": ("",),
-    "stream_options": (),
-}
+_MAX_LORAS = 16
 _IGNORED = ("user",)
 
 
-def _texts(most: int) -> BeforeValidator:
+def texts(most: int) -> BeforeValidator:
     """One text or a list of them, as a tuple; their number is checked before any of them is looked at."""
 
     def check(value: Any) -> tuple[str, ...]:
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list):
+        found = [value] if isinstance(value, str) else value
+        if not isinstance(found, list):
             raise PydanticCustomError("texts", "expected a text or a list of texts")
-        if not 1 <= len(texts) <= most:
-            raise PydanticCustomError("texts", f"expected 1 to {most} texts, received {len(texts)}")
-        if not all(isinstance(text, str) for text in texts):
-            raise PydanticCustomError("texts", "expected texts; lists of numbers, such as token ids, are not read")
-        return tuple(texts)
+        if not 1 <= len(found) <= most:
+            raise PydanticCustomError("texts", f"expected 1 to {most} texts, received {len(found)}")
+        if not all(isinstance(text, str) for text in found):
+            raise PydanticCustomError("texts", "expected texts")
+        return tuple(found)
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, json_schema_input_type=str | list[str])
 
 
-class CompletionRequest(BaseModel):
-    """The body of POST /v1/completions."""
+class StreamOptions(BaseModel):
+    """What a stream holds besides its text."""
+
+    include_usage: bool = False
+
+
+class LoraScale(BaseModel):
+    """One adapter of a request's own mix, by its place in /lora-adapters."""
+
+    id: int = Field(ge=0)
+    scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
+
+
+class AnswerRequest(BaseModel):
+    """The fields that completions and chats share."""
 
     model_config = ConfigDict(strict=True)
+    # OpenAI's settings that are understood only as what they are when left out.
+    only_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "logit_bias": ({},),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+    }
 
-    prompt: Annotated[tuple[str, ...], _texts(MAX_PROMPTS)]
     model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=0)
     temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
+    n: int = Field(default=1, ge=1, le=MAX_ANSWERS)
     n_beams: int = 1
     seed: int | None = Field(default=None, ge=0)
-    stop: Annotated[tuple[str, ...], _texts(MAX_STOPS)] = ()
+    stop: Annotated[tuple[str, ...], texts(MAX_STOPS)] = ()
     stream: bool = False
+    stream_options: StreamOptions | None = None
+    lora: list[LoraScale] | None = Field(default=None, max_length=_MAX_LORAS)
 
-    def settings(self, default_tokens: int, most_tokens: int) -> list[GenerationSettings]:
-        """Settings for each text.
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
-        Texts of one request sample from different seeds; without a seed these are new each time.
+    def settings(self, served: Served, most_tokens: int | None, n_prompts: int = 1) -> list[GenerationSettings]:
+        """Settings for each answer: each prompt's, `n` times.
+
+        Answers of one request are sampled from different seeds; without a seed these are new each time.
 
         Args:
-            default_tokens: length of an answer where the request says nothing.
-            most_tokens: an answer is cut there, whatever was asked for.
+            served: what is asked; its own length of answers holds where the request says nothing.
+            most_tokens: an answer is cut there, whatever was asked for; the model's own length if None.
+            n_prompts: of the request.
         """
+        if n_prompts * self.n > MAX_ANSWERS:
+            raise InvalidInput(
+                f"n: expected at most {MAX_ANSWERS} answers, received {n_prompts} prompts times {self.n}"
+            )
         seed = secrets.randbits(63) if self.seed is None else self.seed
+        own = served.files.max_new_tokens
+        wanted = own if self.max_tokens is None else self.max_tokens
         return [
             GenerationSettings(
-                max_new_tokens=min(self.max_tokens or default_tokens, most_tokens),
+                max_new_tokens=min(wanted, most_tokens or own),
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k,
                 n_beams=self.n_beams,
                 stop=self.stop,
                 seed=seed + row,
+                **self._scores(),
             )
-            for row in range(len(self.prompt))
+            for row in range(n_prompts * self.n)
         ]
 
+    def _scores(self) -> dict[str, Any]:
+        """Which log-probabilities are wanted, as settings."""
+        return {}
 
-def read_request(body: bytes) -> CompletionRequest:
+
+Request = TypeVar("Request", bound=AnswerRequest)
+
+
+def read_request(body: bytes, kind: type[Request]) -> Request:
     """Parse a body. A field that is null is one that was left out.
 
     Raises:
         InvalidInput: not JSON, an unknown or unsupported field, or a value out of range; names the field.
     """
-    data = {name: value for name, value in _read_object(body).items() if value is not None}
-    for name, values in _ONLY_DEFAULTS.items():
+    data = {name: value for name, value in read_object(body).items() if value is not None}
+    for name, values in kind.only_defaults.items():
         if name in data and data.pop(name) not in values:
             raise InvalidInput(f"{name}: not supported; leave it out")
     for name in _IGNORED:
         data.pop(name, None)
     for name in data:
-        if name not in CompletionRequest.model_fields:
+        if name not in kind.model_fields:
             raise InvalidInput(f"{name}: unknown field; leave it out")
     try:
-        return CompletionRequest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise InvalidInput(f"{where}: {first['msg']}") from error
 
 
-def _read_object(body: bytes) -> dict[str, Any]:
-    """A JSON object of Unicode text, without a name that stands twice."""
+def read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object of Unicode text, without a name that stands twice.
+
+    Raises:
+        InvalidInput: it is none.
+    """
     try:
         data = json.loads(body, object_pairs_hook=_unique, parse_int=_integer)
         json.dumps(data, ensure_ascii=False).encode()
@@ -141,33 +175,65 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def whole_answer(request_id: str, model: str, completions: Sequence[Completion]) -> dict[str, Any]:
-    """The body of an answer that is not streamed."""
+class Shape(ABC):
+    """How one request is answered.
+
+    Args:
+        asked: the request.
+        served: what answers.
+        request_id: of the exchange.
+    """
+
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    def __init__(self, asked: AnswerRequest, served: Served, request_id: str) -> None:
+        self.wants_usage = asked.wants_usage
+        self.served = served
+        self._head = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": served.name}
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        choices = [self.choice(row, completion) for row, completion in enumerate(completions)]
+        return {**self._head, "object": self.kind, "choices": choices, "usage": usage(completions)}
+
+    def chunks(self, row: int, piece: Piece) -> list[dict[str, Any]]:
+        """What a stream says of a piece."""
+        choices = self.chunk_choices(row, piece)
+        return [{**self._head, "object": self.chunk_kind, "choices": [choice]} for choice in choices]
+
+    def last_chunks(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        """What a stream says at its end."""
+        if not self.wants_usage:
+            return []
+        return [{**self._head, "object": self.chunk_kind, "choices": [], "usage": usage(completions)}]
+
+    @abstractmethod
+    def choice(self, row: int, completion: Completion) -> dict[str, Any]:
+        """One whole answer."""
+
+    @abstractmethod
+    def chunk_choices(self, row: int, piece: Piece) -> list[dict[str, Any]]:
+        """A piece of one answer, as one choice or several behind one another."""
+
+    def token_text(self, score: TokenScore) -> str:
+        """A token alone."""
+        return self.text_of(score.token_id)
+
+    def text_of(self, token_id: int) -> str:
+        """A token's text, special ones by their names."""
+        return str(self.served.files.tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, int]:
+    """Numbers of tokens."""
     n_prompt = sum(c.n_prompt_tokens for c in completions)
     n_answer = sum(len(c.token_ids) for c in completions)
-    return {
-        **_head(request_id, model),
-        "choices": [choice(row, c.text, c.finish_reason) for row, c in enumerate(completions)],
-        "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer},
-    }
-
-
-def part_of_answer(request_id: str, model: str, row: int, text: str, finish_reason: str | None) -> str:
-    """One server-sent event."""
-    body = {**_head(request_id, model), "choices": [choice(row, text, finish_reason)]}
-    return f"data: {json.dumps(body)}\n\n"
-
-
-def choice(row: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    """One text of an answer."""
-    return {"index": row, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
 
 
 def model_row(served: Served) -> dict[str, Any]:
     """One model of the list, as OpenAI has it and vLLM adds to it."""
     row = {"id": served.name, "object": "model", "created": served.created, "owned_by": "local"}
     return {**row, "root": served.root, "parent": served.parent}
-
-
-def _head(request_id: str, model: str) -> dict[str, Any]:
-    return {"id": request_id, "object": "text_completion", "created": int(time.time()), "model": model}

@@ -58,12 +58,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Piece:
-    """News of one answer: further text with the scores of its tokens, and the whole answer once it is finished."""
+    """News of one answer: further text with the scores of its tokens, and the whole answer once it is finished.
+
+    The first one has the scores of the prompt, if they were asked for.
+    """
 
     row: int
     text: str
     completion: Completion | None = None
     scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 class SequenceInMaking(ABC):
@@ -156,6 +160,7 @@ class OneRow(SequenceInMaking):
         self._token_ids: list[int] = []
         self._scores: list[TokenScore] = []
         self._n_sent = self._n_scores_sent = 0
+        self._is_begun = False
 
     def advance(self, logits: Logits) -> list[int]:
         if self.limit == 0:
@@ -189,8 +194,9 @@ class OneRow(SequenceInMaking):
 
     def _piece(self, text: str, completion: Completion | None = None) -> Piece:
         new, scores = text[self._n_sent :], tuple(self._scores[self._n_scores_sent :])
-        self._n_sent, self._n_scores_sent = len(text), len(self._scores)
-        return Piece(self.index, new, completion, scores)
+        prompt_scores = () if self._is_begun else tuple(self.prompt_scores)
+        self._n_sent, self._n_scores_sent, self._is_begun = len(text), len(self._scores), True
+        return Piece(self.index, new, completion, scores, prompt_scores)
 
 
 def token_limit(files: ExportFolder, settings: GenerationSettings, n_prompt_tokens: int) -> int:

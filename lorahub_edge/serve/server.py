@@ -26,17 +26,22 @@ from starlette.exceptions import HTTPException
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.answer import Answer
 from lorahub_edge.serve.batching import Batcher, ShuttingDown
+from lorahub_edge.serve.chat import ChatRequest, ChatShape, chat_question, chat_tokens
+from lorahub_edge.serve.completions import CompletionRequest, CompletionShape
 from lorahub_edge.serve.connection import connection_class
 from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
+from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.model import OnnxModel
-from lorahub_edge.serve.models import Models
+from lorahub_edge.serve.models import Models, Served
 from lorahub_edge.serve.page import PAGE
-from lorahub_edge.serve.protocol import model_row, read_request
+from lorahub_edge.serve.protocol import AnswerRequest, LoraScale, Shape, model_row, read_request
 from lorahub_edge.serve.refusal import Refused
 from lorahub_edge.serve.server_settings import ServerSettings
+from lorahub_edge.serve.settings import GenerationSettings
+from lorahub_edge.serve.template import ChatTemplate
 
-_COMPLETIONS = "/v1/completions"
+_COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
 _LAST_PORT = 65535
 _LAST_WORDS_S = 2  # between giving up what is still under way and closing its connections
 _MAX_HEAD_BYTES = 1 << 15
@@ -70,6 +75,7 @@ class _Service:
         self.model = model
         self.settings = settings
         self.models = models
+        self.template = ChatTemplate.of_folder(model.files.folder)
         self.batcher: Batcher | None = None
         self.answers: weakref.WeakSet[Answer] = weakref.WeakSet()  # those under way
         self.metrics = Metrics(lambda: self.batcher.n_waiting if self.batcher else 0)
@@ -83,9 +89,11 @@ class _Service:
             redirect_slashes=False,
             lifespan=self._lifespan,
         )
-        app.add_api_route(_COMPLETIONS, self.completions, methods=["POST"])
+        for path, reply in {_COMPLETIONS: self.completions, _CHAT: self.chat}.items():
+            app.add_api_route(path, reply, methods=["POST"])
         readable = {
             "/v1/models": self.list_models,
+            "/lora-adapters": self.list_adapters,
             "/health": self.health,
             "/metrics": self.show_metrics,
             "/": self.page,
@@ -122,7 +130,7 @@ class _Service:
             answer.fail(ShuttingDown("the service is shutting down; ask another one"))
 
     def _count(self, exchange: Exchange) -> None:
-        if exchange.path == _COMPLETIONS:
+        if exchange.path in (_COMPLETIONS, _CHAT):
             self.metrics.requests.labels(status=str(exchange.status)).inc()
 
     async def health(self) -> JSONResponse:
@@ -142,14 +150,42 @@ class _Service:
         return HTMLResponse(PAGE)
 
     async def completions(self, request: Request) -> Response:
-        """Answer one request."""
-        asked = read_request(await request.body())
-        model = self.models.resolve(asked.model)
-        most = self.settings.max_new_tokens or model.files.max_new_tokens
+        """Answer POST /v1/completions."""
+        asked = read_request(await request.body(), CompletionRequest)
+        asked.check()
+        served = self.models.resolve(asked.model)
+        prompts = [prompt for prompt in asked.prompt for _ in range(asked.n)]
+        settings = asked.settings(served, self.settings.max_new_tokens, len(asked.prompt))
+        shape = CompletionShape(asked, served, request.scope[EXCHANGE].id)
+        return await self._answer(request, asked, served, prompts, settings, shape)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer POST /v1/chat/completions."""
+        asked = read_request(await request.body(), ChatRequest)
+        asked.check()
+        served = self.models.resolve(asked.model)
+        prompt: str | list[int] | None = chat_question(served.files, self.template, asked.messages)
+        if prompt is None and self.template is not None:
+            prompt = await asyncio.to_thread(chat_tokens, served.files, self.template, asked.messages)
+        settings = asked.settings(served, self.settings.max_new_tokens)
+        shape = ChatShape(asked, served, request.scope[EXCHANGE].id)
+        return await self._answer(request, asked, served, [prompt or ""] * asked.n, settings, shape)
+
+    async def _answer(
+        self,
+        request: Request,
+        asked: AnswerRequest,
+        served: Served,
+        prompts: Sequence[str | Sequence[int]],
+        settings: Sequence[GenerationSettings],
+        shape: Shape,
+    ) -> Response:
         answer = Answer(
-            model,
-            asked.prompt,
-            asked.settings(model.files.max_new_tokens, most),
+            served,
+            prompts,
+            settings,
+            shape,
+            mix=self._mix(served, asked.lora),
             timeout_s=self.settings.timeout_s,
             exchange=request.scope[EXCHANGE],
             metrics=self.metrics,
@@ -157,6 +193,20 @@ class _Service:
         self.answers.add(answer)
         self._batcher().submit(answer.jobs)
         return await answer.response(request, is_stream=asked.stream)
+
+    def _mix(self, served: Served, wanted: Sequence[LoraScale] | None) -> Mix:
+        """A request's adapters: those that it names with their scales, or the model's own."""
+        if wanted is None:
+            return served.mix
+        mix = self.models.mix({each.id: each.scale for each in wanted})
+        if mix and not self.model.mixes:
+            raise InvalidInput("lora: the graphs of this folder take no scales; export again, or leave it out")
+        return mix
+
+    async def list_adapters(self) -> JSONResponse:
+        """The adapters with the places by which `lora` names them, as llama-server lists them."""
+        rows = [{"id": k, "path": a.root, "scale": 0.0, "name": a.name} for k, a in enumerate(self.models.adapters())]
+        return JSONResponse(rows)
 
     def _metadata(self) -> dict[str, Any]:
         files = self.model.files

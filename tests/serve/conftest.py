@@ -70,9 +70,9 @@ def wait_until(condition):
 
 
 @contextlib.contextmanager
-def running(model, **settings):
+def running(model, models=None, **settings):
     """A service in a thread, on a free port."""
-    server = make_server(model, ServerSettings(**settings))
+    server = make_server(model, ServerSettings(**settings), models)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

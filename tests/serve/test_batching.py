@@ -125,7 +125,7 @@ def test_a_text_that_is_too_long_is_told_to_its_request_alone(model, job):
     model.go.set()
     found = []
     batcher = Batcher(model, max_batch=4, max_waiting=4)
-    long = dataclasses.replace(job(found, "long"), text="dog " * 3000)
+    long = dataclasses.replace(job(found, "long"), prompt="dog " * 3000)
     batcher.submit([job(found, "beside"), long])
     batcher.submit([job(found, "other")])
     assert batcher.close(timeout_s=30)

@@ -168,7 +168,7 @@ def test_a_timeout_is_one_before_python_3_11_too(monkeypatch):
 
     async def wait():
         model, exchange = answer.Served("m", None, ""), answer.Exchange("", "", "", {})
-        waiting = answer.Answer(model, (), [], timeout_s=1, exchange=exchange, metrics=None)
+        waiting = answer.Answer(model, (), [], None, timeout_s=1, exchange=exchange, metrics=None)
         await waiting._next()
 
     monkeypatch.setattr(asyncio, "TimeoutError", Older)
@@ -210,9 +210,11 @@ def test_health_models_metrics_and_the_page(service):
         (b"[" * 15_000, 400, "body: expected JSON"),
         (b"\xff\xfe", 400, "body: expected JSON"),
         ({}, 400, "prompt: Field required"),
-        ({"prompt": 3}, 400, "prompt: expected a text or a list of texts"),
-        ({"prompt": [3, 4]}, 400, "prompt: expected texts; lists of numbers, such as token ids, are not read"),
-        ({"prompt": [[3, 4]]}, 400, "prompt: expected texts; lists of numbers"),
+        ({"prompt": 3}, 400, "prompt: expected a text, a list of token ids, or a list of either"),
+        ({"prompt": [3, "a"]}, 400, "prompt: expected texts or lists of token ids"),
+        ({"prompt": [3, -4]}, 400, "prompt: expected texts or lists of token ids"),
+        ({"prompt": [[3], []]}, 400, "prompt: expected texts or lists of token ids"),
+        ({"prompt": [3, 10**9]}, 400, "prompt: expected token ids below "),
         ({"prompt": None}, 400, "prompt: Field required"),
         ({"prompt": ["a"] * 17}, 400, "prompt: expected 1 to 16 texts, received 17"),
         ({"prompt": "a", "stop": ["a"] * 17}, 400, "stop: expected 1 to 16 texts, received 17"),
@@ -229,8 +231,13 @@ def test_health_models_metrics_and_the_page(service):
         (b'{"prompt": "a", "top_p": NaN}', 400, "top_p"),
         ({"prompt": []}, 400, "prompt: expected 1 to 16 texts, received 0"),
         ({"prompt": "a", "promt": "b"}, 400, "promt: unknown field"),
-        ({"prompt": "a", "n": 2}, 400, "n: not supported"),
-        ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
+        ({"prompt": "a", "n": 17}, 400, "n: Input should be less than or equal to 16"),
+        ({"prompt": ["a", "b"], "n": 9}, 400, "n: expected at most 16 answers, received 2 prompts times 9"),
+        ({"prompt": "a", "best_of": 2}, 400, "best_of: not supported; expected n, 1, or nothing"),
+        ({"prompt": "a", "max_tokens": -1}, 400, "max_tokens"),
+        ({"prompt": "a", "logprobs": 6}, 400, "logprobs"),
+        ({"prompt": "a", "logprobs": 1, "n_beams": 2}, 400, "beam search notes no log-probabilities"),
+        ({"prompt": "a", "lora": [{"id": 0}]}, 400, "lora: expected ids below 0 (see /lora-adapters), received 0"),
         ({"prompt": "a", "temperature": "hot"}, 400, "temperature"),
         (b'{"prompt": "a", "temperature": NaN}', 400, "temperature"),
         ({"prompt": "a", "stop": [""]}, 400, "stop: expected"),

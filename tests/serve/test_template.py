@@ -1,0 +1,66 @@
+"""ChatTemplate: a stranger's program, rendered as transformers renders it, and stopped where it does not end."""
+
+import json
+import time
+
+import pytest
+
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat
+from lorahub_edge.serve.template import ChatTemplate
+
+MESSAGES = [{"role": "user", "content": " a <b>\n"}, {"role": "assistant", "content": "ü"}]
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def render(source, marks=()):
+    return ChatTemplate(source, dict(marks)).render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ bos_token }}{% for m in messages %}\n  {{- m['role'] + ': ' + m.content | trim }}\n{% endfor %}\n",
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}\n{{ m | tojson }}{% endfor %}",
+        "{% if add_generation_prompt %}go{% endif %}{% set ns = namespace(n=0) %}{% set ns.n = 3 * 4 %}{{ ns.n }}",
+        "{{ messages | map(attribute='content') | join('|') }}{{ messages[0] | tojson(indent=2) }}",
+    ],
+)
+def test_it_renders_as_transformers_does(source):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered, _ = render_jinja_template(
+        [MESSAGES], chat_template=source, add_generation_prompt=True, bos_token="<s>"
+    )  # fmt: skip
+    assert render(source, {"bos_token": "<s>"}) == rendered[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LOOP,
+        "{{ 'a' * 999999999 }}", "{{ [0] * 999999999 }}", "{{ 9 ** 99999999 }}", "{{ '%999999999d' % 1 }}",
+        "{{ ().__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}", "{{ raise_exception('no') }}",
+        "{{ nobody.name }}", "{{ 1 / 0 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    ],
+)  # fmt: skip
+def test_what_it_may_not_do_is_a_refusal_in_time(source, monkeypatch):
+    monkeypatch.setattr("lorahub_edge.serve.template.RENDER_LIMIT_S", 0.2)
+    started = time.monotonic()
+    with pytest.raises(InvalidInput, match="messages: the model's chat template"):
+        render(source)
+    assert time.monotonic() - started < 10
+
+
+def test_a_template_that_cannot_be_read_says_so():
+    for source in ("{% for %}", "{{ 'a' | center(9) }}", "{% if a %}" * 3000):
+        with pytest.raises(UnsupportedFormat, match="chat template: jinja2 cannot read it"):
+            ChatTemplate(source, {})
+
+
+def test_it_is_found_where_transformers_puts_it(tmp_path):
+    assert ChatTemplate.of_folder(tmp_path) is None
+    config = {"bos_token": {"content": "<s>"}, "chat_template": [{"name": "default", "template": "{{ bos_token }}1"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ChatTemplate.of_folder(tmp_path).render(MESSAGES) == "<s>1"
+    (tmp_path / "chat_template.jinja").write_text("2")
+    assert ChatTemplate.of_folder(tmp_path).render(MESSAGES) == "2"
