@@ -5,12 +5,12 @@ each the next request as soon as its last one is answered; prompts and lengths o
 same for all. End tokens are ignored, so that every answer has the length that was asked for.
 
     ours          this checkout's service on an exported folder
-    before        another checkout's service on the same folder (--before PATH)
+    before        another checkout's service on the same folder, by that checkout's Python
     ctranslate2   int8, behind a plain front: whatever waits is answered as one batch
     optimum       its own model class on onnxruntime, behind the same front
     llama.cpp     its own server on a GGUF file, which batches continuously
 
-python -m bench.serve_many --ours FOLDER [--before CHECKOUT] [--ctranslate2 FOLDER] [--optimum FOLDER] [--gguf FILE]
+python -m bench.serve_many --ours FOLDER [--before-python PYTHON] [--ctranslate2 FOLDER] [--optimum FOLDER] [--gguf FILE]
     [--peer-python PYTHON] [--llama-python PYTHON]
 """
 
@@ -171,14 +171,11 @@ def _command(name: str, options: argparse.Namespace) -> tuple[list[str], dict[st
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     source, python = {
         "ours": (options.ours, sys.executable),
-        "before": (options.ours, sys.executable),
+        "before": (options.ours, options.before_python),
         "ctranslate2": (options.ctranslate2, options.peer_python),
         "optimum": (options.optimum, options.peer_python),
         "llama.cpp": (options.gguf, options.llama_python),
     }[name]
-    if name in ("ours", "before"):
-        root = options.before if name == "before" else WORKER.parents[1]
-        environment["PYTHONPATH"] = str(root)
     return [str(python), str(WORKER), name, str(source), "--threads", str(options.threads)], environment
 
 
@@ -186,7 +183,7 @@ def main() -> None:
     """Measure whoever was named, in an order drawn anew for each number of clients."""
     parser = argparse.ArgumentParser(prog="python -m bench.serve_many", description=__doc__)
     parser.add_argument("--ours", type=Path, required=True)
-    for option in ("before", "ctranslate2", "optimum", "gguf", "peer-python", "llama-python"):
+    for option in ("before-python", "ctranslate2", "optimum", "gguf", "peer-python", "llama-python"):
         parser.add_argument(f"--{option}", type=Path)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--tokens-out", type=int, nargs=2, default=[50, 400])
@@ -194,7 +191,7 @@ def main() -> None:
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--out", type=Path, default=RESULTS / f"{BENCH}.jsonl")
     options = parser.parse_args()
-    sources = {"before": options.before, "ctranslate2": options.ctranslate2, "optimum": options.optimum}
+    sources = {"before": options.before_python, "ctranslate2": options.ctranslate2, "optimum": options.optimum}
     names = ["ours", *(n for n, path in {**sources, "llama.cpp": options.gguf}.items() if path is not None)]
     rng = random.Random(options.seed)
     for n_clients in options.clients:

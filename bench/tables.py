@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.records import RESULTS, ROOT, read
+from bench.records import ROOT
 from bench.tables_adapt import adapt_table, avx2_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
-from bench.tables_quality import NOTHING, leave_out, plain_base, quality_pocket
+from bench.tables_quality import leave_out, plain_base, quality_pocket
+from bench.tables_serve import serve_many, serve_t5_large
 from bench.tables_studies import (
     ablations,
     gradient,
@@ -81,40 +82,6 @@ def presets() -> str:
     return "\n".join(lines)
 
 
-def serve_t5_large() -> str:
-    """Serving: every contender of the run measured last."""
-    records = {r["setup"]["contender"]: r for r in read(RESULTS / "serve-t5-large.jsonl")}
-    if "ours" not in records:
-        return NOTHING
-    ours = records["ours"]
-    setup, machine = ours["setup"], ours["machine"]
-    commit = (ours["commit"] or "unknown")[:10] + (", dirty" if ours["dirty"] else "")
-    lines = [
-        f"{setup['tokens_in']} tokens in, {setup['tokens_out']} out, batch 1 (tokens per second: batch "
-        f"{setup['batch']}), {setup['threads']} threads; median of {setup['rounds'] * setup['repeats']} answers, "
-        f"95th percentile in brackets; {machine['cpu']}; commit {commit}.",
-        "",
-        "| | answer, s | first token, ms | next tokens, ms | tokens/s | peak memory, MB | folder, MB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, record in sorted(records.items(), key=lambda item: item[1]["metrics"]["total_s"]["median"]):
-        m = record["metrics"]
-        first, later = (f"{1e3 * m[k]['median']:.0f} ({1e3 * m[k]['p95']:.0f})" for k in ("first_token_s", "token_s"))
-        lines.append(
-            f"| {_SERVERS[name]} | {m['total_s']['median']:.2f} ({m['total_s']['p95']:.2f}) | {first} | {later} | "
-            f"{m['batch_tokens_per_s']:.0f} | {m['peak_memory_bytes'] / 1e6:.0f} | {m['folder_bytes'] / 1e6:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-_SERVERS = {
-    "ours": "`lorahub_edge.serve`, int8",
-    "ours-spinning": "`lorahub_edge.serve`, int8, onnxruntime's threads spinning",
-    "optimum": "Optimum's export, fp32, on onnxruntime",
-    "optimum-spinning": "Optimum's export, fp32, onnxruntime's threads spinning",
-    "ctranslate2": "CTranslate2, int8",
-}
-
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "adapt-t5-large": adapt_table,
@@ -126,6 +93,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     },
     ROOT / "docs" / "benchmarks.md": {
         "shapes": shapes_table,
+        "serve-many": serve_many,
         "avx2": avx2_table,
         "merge-export": merge_export_table,
         "memory": memory_table,
