@@ -10,8 +10,8 @@ same for all. End tokens are ignored, so that every answer has the length that w
     optimum       its own model class on onnxruntime, behind the same front
     llama.cpp     its own server on a GGUF file, which batches continuously
 
-python -m bench.serve_many --ours FOLDER [--before-python PYTHON] [--ctranslate2 FOLDER] [--optimum FOLDER] [--gguf FILE]
-    [--peer-python PYTHON] [--llama-python PYTHON]
+python -m bench.serve_many --ours FOLDER [--before-python PYTHON] [--ctranslate2 FOLDER] [--optimum FOLDER]
+    [--peer-python PYTHON] [--gguf FILE --llama-python PYTHON]
 """
 
 from __future__ import annotations

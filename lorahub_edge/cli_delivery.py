@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lorahub_edge.commands import JsonOption, RunArgument, one_line_errors
+from lorahub_edge.errors import InvalidInput, first_line
 from lorahub_edge.json_text import to_json
 from lorahub_edge.measure import parse_bytes
 from lorahub_edge.terminal import (
@@ -187,12 +188,16 @@ def serve(
     shutdown_s: Annotated[float, typer.Option(help="Finish answers under way for so long after a signal.")] = 30.0,
     threads: Annotated[int | None, typer.Option(help="Threads of onnxruntime. Default: its own choice.")] = None,
     api_key: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Answer only those who send it as a bearer token. Default: LORAHUB_EDGE_API_KEY, which other users of "
-            "the machine do not see."
+            help="Answer only those who send it as a bearer token. Repeatable. Default: LORAHUB_EDGE_API_KEY, which "
+            "other users of the machine do not see."
         ),
     ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File of such keys, one a line.")] = None,
+    allow_loading: Annotated[
+        bool, typer.Option("--allow-loading", help="Requests may load and unload adapters from files of this machine.")
+    ] = False,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(help="Name under which clients may ask, beside localhost and --host; * for any. Repeatable."),
@@ -218,8 +223,8 @@ def serve(
         max_new_tokens=max_new_tokens,
         timeout_s=timeout_s,
         shutdown_s=shutdown_s,
-        # typer takes an empty variable for none, and the service would be open in silence
-        api_key=os.environ.get("LORAHUB_EDGE_API_KEY") if api_key is None else api_key,
+        api_keys=_api_keys(api_key, api_key_file),
+        allow_loading=allow_loading,
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
     )
@@ -232,3 +237,22 @@ def serve(
         n_threads=threads,
         announce=lambda url: messages.print(f"serving {folder} at {url}", soft_wrap=True),
     )
+
+
+def _api_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
+    """The keys of the options, or the environment's.
+
+    An empty variable is an empty key, which is refused: otherwise the service would be open in silence.
+    """
+    keys = list(given or ())
+    if file is not None:
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"--api-key-file {file}: cannot be read ({first_line(error)})") from error
+        keys += [line.strip() for line in lines if line.strip()]
+        if not keys:
+            raise InvalidInput(f"--api-key-file {file}: expected at least one key, received none")
+    if not keys and (key := os.environ.get("LORAHUB_EDGE_API_KEY")) is not None:
+        keys = [key]
+    return tuple(keys)

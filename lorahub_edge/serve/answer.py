@@ -52,11 +52,13 @@ class Answer:
         exchange: Exchange,
         metrics: Metrics,
     ) -> None:
+        self.model = model.name
         self.shape = shape
         self.timeout_s = timeout_s
         self.metrics = metrics
         self.exchange = exchange
         self.started = time.monotonic()
+        self.n_later_tokens = 0  # of its longest answer, behind the first token
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
         self.jobs = [
@@ -97,20 +99,24 @@ class Answer:
     async def _pieces(self) -> _Pieces:
         """Pieces until every text is answered; leaving early gives the others up."""
         n_open = len(self.jobs)
-        is_first = True
+        is_first, first_s = True, 0.0
         try:
             while n_open:
                 row, piece = await self._next()
                 if isinstance(piece, Exception):
                     raise piece
                 if is_first:
-                    self.metrics.first_text_s.observe(time.monotonic() - self.started)
+                    first_s = time.monotonic() - self.started
+                    self.metrics.first_text_s.labels(model=self.model).observe(first_s)
                     is_first = False
                 if piece.completion is not None:
                     n_open -= 1
                     self._count(piece.completion)
                 yield row, piece
-            self.metrics.request_s.observe(time.monotonic() - self.started)
+            whole_s = time.monotonic() - self.started
+            self.metrics.request_s.labels(model=self.model).observe(whole_s)
+            if self.n_later_tokens > 0:
+                self.metrics.token_s.labels(model=self.model).observe((whole_s - first_s) / self.n_later_tokens)
         finally:
             self.give_up()
 
@@ -124,8 +130,9 @@ class Answer:
 
     def _count(self, completion: Completion) -> None:
         n_prompt, n_answer = completion.n_prompt_tokens, len(completion.token_ids)
-        self.metrics.prompt_tokens.inc(n_prompt)
-        self.metrics.answer_tokens.inc(n_answer)
+        self.metrics.prompt_tokens.labels(model=self.model).inc(n_prompt)
+        self.metrics.answer_tokens.labels(model=self.model).inc(n_answer)
+        self.n_later_tokens = max(self.n_later_tokens, n_answer - 1)
         self.exchange.n_prompt_tokens += n_prompt
         self.exchange.n_answer_tokens += n_answer
 

@@ -91,6 +91,11 @@ class Batcher:
         """Texts that no step has taken yet."""
         return self._n_unread + self.engine.n_waiting
 
+    @property
+    def n_running(self) -> int:
+        """Texts that are being read or answered."""
+        return max(0, len(self._jobs) - self.engine.n_waiting)
+
     def submit(self, jobs: list[Job]) -> None:
         """Queue the texts of one request, all or none. Returns at once: they are read by another thread.
 
@@ -163,7 +168,7 @@ class Batcher:
             is_last = self._take() or is_last
             started = time.monotonic()
             news = self.engine.step()
-            n_running = len(self._jobs) - self.engine.n_waiting
+            n_running = self.n_running
             for sequence, piece in news:
                 self._tell(sequence, piece)
             self._jobs = {sequence: job for sequence, job in self._jobs.items() if not job.cancelled.is_set()}

@@ -10,9 +10,10 @@ import contextlib
 import hmac
 import json
 import logging
+import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,11 +23,12 @@ from lorahub_edge.serve.server_settings import ServerSettings
 
 EXCHANGE = "lorahub_edge.exchange"  # where the application finds the Exchange in its scope
 
-_OPEN_PATHS = ("/", "/health")  # without a key: a page without secrets, and what a supervisor asks
+_OPEN_PATHS = ("/", "/health", "/livez", "/readyz")  # without a key: a page without secrets, and what a supervisor asks
 _READING = ("GET", "HEAD", "OPTIONS")
 _LINGER_S = 2.0
 _MAX_DIGITS = 20
 _MAX_LOGGED = 200
+_IS_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a client's own name of a request, which then stands in log and answer
 _log = logging.getLogger("lorahub_edge.serve")
 
 
@@ -37,6 +39,7 @@ class Exchange:
     Attributes:
         status: what is counted and logged. A stream may end in another way than its head said.
         code: a word for why it was refused.
+        model: whose answer was asked for, once that is known.
         n_prompt_tokens, n_answer_tokens: read and written.
     """
 
@@ -48,6 +51,7 @@ class Exchange:
     started: float = field(default_factory=time.monotonic)
     status: int = 0
     code: str | None = None
+    model: str = ""
     n_prompt_tokens: int = 0
     n_answer_tokens: int = 0
 
@@ -56,9 +60,9 @@ class Exchange:
         path = self.path.encode("unicode_escape").decode()[:_MAX_LOGGED]
         milliseconds = (time.monotonic() - self.started) * 1000
         tokens = f"{self.n_prompt_tokens}+{self.n_answer_tokens} tokens"
-        code = f" {self.code}" if self.code else ""
-        line = "%s %s %s %d%s %.0f ms %s %s"
-        _log.info(line, self.client, self.method, path, self.status, code, milliseconds, tokens, self.id)
+        code, model = (f" {text}" if text else "" for text in (self.code, self.model))
+        line = "%s %s %s%s %d%s %.0f ms %s %s"
+        _log.info(line, self.client, self.method, path, model, self.status, code, milliseconds, tokens, self.id)
 
     def header(self, name: str) -> str:
         """A header's value, or ""."""
@@ -86,6 +90,8 @@ class Guard:
             return
         client = scope.get("client")
         exchange = Exchange(scope["method"], scope["path"], client[0] if client else "-", dict(scope["headers"]))
+        if _IS_ID.fullmatch(given := exchange.header("x-request-id")):
+            exchange.id = given
         scope[EXCHANGE] = exchange
         body: bytes | None = None
 
@@ -124,8 +130,8 @@ class Guard:
             raise Refused(
                 403, f"Origin '{origin}': its pages may not ask; see --allowed-origin", code="origin_not_allowed"
             )
-        if self._settings.api_key and exchange.path not in _OPEN_PATHS and exchange.method != "OPTIONS":
-            _check_key(exchange.headers.get(b"authorization", b""), self._settings.api_key)
+        if self._settings.api_keys and exchange.path not in _OPEN_PATHS and exchange.method != "OPTIONS":
+            _check_key(exchange.headers.get(b"authorization", b""), self._settings.api_keys)
         kind = exchange.header("content-type").partition(";")[0].strip().lower()
         if not is_reading and kind != "application/json":
             raise Refused(415, f"Content-Type: expected application/json, received '{kind}'", code="wrong_content_type")
@@ -156,9 +162,11 @@ class Guard:
             raise Refused(408, f"body: expected all of it within {seconds:g} s", code="slow_body") from error
 
 
-def _check_key(authorization: bytes, key: str) -> None:
+def _check_key(authorization: bytes, keys: Sequence[str]) -> None:
     scheme, _, given = authorization.partition(b" ")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), key.encode()):
+    # every key is compared, so that the time says nothing about which one is near
+    is_known = sum(hmac.compare_digest(given.strip(), key.encode()) for key in keys)
+    if scheme.lower() != b"bearer" or not is_known:
         raise Refused(
             401,
             "this service wants its API key; send it as 'Authorization: Bearer KEY'",

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_SIZES = (1, 2, 4, 8, 16, 32)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PREFIX = "lorahub_edge"
 
 
 class Metrics:
-    """What /metrics shows, in a registry of its own."""
+    """What /metrics shows, in a registry of its own. Models are named as they are served, so labels are few.
 
-    def __init__(self, n_waiting: Callable[[], int]) -> None:
+    Args:
+        n_waiting, n_running: texts that no step has taken yet, and those that one has.
+    """
+
+    def __init__(self, n_waiting: Callable[[], int], n_running: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
-        prefix = "lorahub_edge"
-        self.requests = Counter(f"{prefix}_requests", "Completed requests.", ["status"], registry=self.registry)
-        self.prompt_tokens = Counter(f"{prefix}_prompt_tokens", "Tokens read.", registry=self.registry)
-        self.answer_tokens = Counter(f"{prefix}_completion_tokens", "Tokens written.", registry=self.registry)
-        self.request_s = Histogram(
-            f"{prefix}_request_seconds", "From request to whole answer.", buckets=_SECONDS, registry=self.registry
+        self.requests = self._counter("requests", "Completed requests.", "status", "model")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens read.", "model")
+        self.answer_tokens = self._counter("completion_tokens", "Tokens written.", "model")
+        self.request_s = self._histogram("request_seconds", "From request to whole answer.", _SECONDS, "model")
+        self.first_text_s = self._histogram("first_text_seconds", "From request to first text.", _SECONDS, "model")
+        self.token_s = self._histogram(
+            "token_seconds", "Mean time of a request's tokens behind its first text.", _STEP_SECONDS, "model"
         )
-        self.first_text_s = Histogram(
-            f"{prefix}_first_text_seconds", "From request to first text.", buckets=_SECONDS, registry=self.registry
-        )
-        self.batch_size = Histogram(
-            f"{prefix}_batch_size", "Texts answered together.", buckets=_SIZES, registry=self.registry
-        )
-        waiting = Gauge(f"{prefix}_waiting", "Texts that no batch has taken yet.", registry=self.registry)
-        waiting.set_function(n_waiting)
+        self.batch_size = self._histogram("batch_size", "Texts that share a step.", _SIZES)
+        self.step_s = self._histogram("step_seconds", "One step of all of them.", _STEP_SECONDS)
+        for name, what, read in (
+            ("waiting", "Texts that no step has taken yet.", n_waiting),
+            ("running", "Texts that are being read or answered.", n_running),
+        ):
+            Gauge(f"{_PREFIX}_{name}", what, registry=self.registry).set_function(read)
+
+    def count_step(self, n_texts: int, seconds: float) -> None:
+        """One step of the engine."""
+        self.batch_size.observe(n_texts)
+        self.step_s.observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", what, labels, registry=self.registry)
+
+    def _histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", what, labels, buckets=buckets, registry=self.registry)

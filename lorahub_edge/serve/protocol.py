@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -55,7 +55,7 @@ class LoraScale(BaseModel):
 class AnswerRequest(BaseModel):
     """The fields that completions and chats share."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
     # OpenAI's settings that are understood only as what they are when left out.
     only_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "logit_bias": ({},),
@@ -141,6 +141,22 @@ def read_request(body: bytes, kind: type[Request]) -> Request:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise InvalidInput(f"{where}: {first['msg']}") from error
+
+
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a path whose body is of this kind."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def body_schemas(kinds: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    """The schemas that `body_of` refers to, by name."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        found |= schema.pop("$defs", {})
+        found[kind.__name__] = schema
+    return found
 
 
 def read_object(body: bytes) -> dict[str, Any]:

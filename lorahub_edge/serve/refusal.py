@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lorahub_edge.errors import InvalidInput, LorahubEdgeError
+from lorahub_edge.errors import InvalidInput, LorahubEdgeError, UnsupportedFormat
 from lorahub_edge.serve.batching import ModelFailed, Overloaded, ShuttingDown
 from lorahub_edge.serve.models import UnknownModel
 
@@ -59,7 +59,7 @@ def refusal_of(error: Exception, request_id: str) -> Refused:
         return error
     if isinstance(error, UnknownModel):
         return Refused(404, str(error), code="model_not_found")
-    if isinstance(error, InvalidInput):
+    if isinstance(error, InvalidInput | UnsupportedFormat):
         return Refused(400, str(error))
     if isinstance(error, Overloaded):
         return Refused(429, str(error), kind="overloaded_error", headers={"Retry-After": "1"})

@@ -32,7 +32,8 @@ class ServerSettings:
         send_s: a connection that reads nothing for so long, while an answer waits, is closed.
         timeout_s: an answer that takes longer is given up (504).
         shutdown_s: how long answers under way may take after a signal to stop.
-        api_key: what clients must send as `Authorization: Bearer KEY`; None for no key.
+        api_keys: clients must send one of them as `Authorization: Bearer KEY`; none for an open service.
+        allow_loading: whether requests may load and unload adapters from this machine's files.
         allowed_hosts: names under which clients may ask, beside this machine's local ones; "*" for any. The address for
             all interfaces ("0.0.0.0", "::") stands for every IP address.
         allowed_origins: web sites whose pages may ask, for instance "https://example.org"; "*" for any. A page that the
@@ -53,17 +54,22 @@ class ServerSettings:
     send_s: float = 30.0
     timeout_s: float = 60.0
     shutdown_s: float = 30.0
-    api_key: str | None = field(default=None, repr=False)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allow_loading: bool = False
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and not (math.isfinite(value) and value > 0):
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and not (math.isfinite(value) and value > 0)
+            ):
                 raise InvalidInput(f"{name}: expected a finite number above 0, received {value}")
-        key = self.api_key
-        if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
-            raise InvalidInput("api_key: expected printable ASCII characters without spaces, at least one")
+        for key in self.api_keys:
+            if not (key and key.isascii() and key.isprintable() and " " not in key):
+                raise InvalidInput("api_key: expected printable ASCII characters without spaces, at least one")
         for host in self.allowed_hosts:
             if re.search(r"[/\s\[]", host) or (":" in host and not _is_address(host)):
                 raise InvalidInput(f"allowed_host: expected a name without scheme and port, received {host!r}")

@@ -126,14 +126,16 @@ def test_a_page_without_a_site_is_not_the_one_without_a_host():
     ],
 )
 def test_with_a_key_only_its_holders_are_answered(authorization, path, status):
-    found, code, headers, bodies, _ = ask(ServerSettings(api_key="secret"), path=path, authorization=authorization)
+    found, code, headers, bodies, _ = ask(
+        ServerSettings(api_keys=("other", "secret")), path=path, authorization=authorization
+    )
     assert found == status
     if status == 401:
         assert (code, headers["www-authenticate"], bodies) == ("invalid_api_key", "Bearer", [])
 
 
 def test_the_key_is_in_no_repr():
-    assert "secret" not in repr(ServerSettings(api_key="secret"))
+    assert "secret" not in repr(ServerSettings(api_keys=("secret",)))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +209,9 @@ def test_every_request_is_one_line_without_its_body_or_control_characters(caplog
         ({"timeout_s": float("nan")}, "timeout_s: expected a finite number above 0, received nan"),
         ({"shutdown_s": float("inf")}, "shutdown_s: expected a finite number above 0"),
         ({"max_batch": 0}, "max_batch: expected a finite number above 0"),
-        ({"api_key": ""}, "api_key: expected printable ASCII"),
-        ({"api_key": "two words"}, "api_key: expected printable ASCII"),
-        ({"api_key": "schlüssel"}, "api_key: expected printable ASCII"),
+        ({"api_keys": ("",)}, "api_key: expected printable ASCII"),
+        ({"api_keys": ("two words",)}, "api_key: expected printable ASCII"),
+        ({"api_keys": ("schlüssel",)}, "api_key: expected printable ASCII"),
         ({"allowed_hosts": ("http://a.example",)}, "allowed_host: expected a name without scheme and port"),
         ({"allowed_hosts": ("a.example:80",)}, "allowed_host: expected a name without scheme and port"),
         ({"allowed_origins": ("a.example",)}, "allowed_origin: expected a site such as https://example.org"),

@@ -138,7 +138,7 @@ def test_the_images_health_check_tells_a_service_from_none(t5):
         code = [argument.replace("8000", str(port)) for argument in arguments]
         return subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False)
 
-    with running(t5, api_key="a-key-of-some-length") as client:
+    with running(t5, api_keys=("another", "a-key-of-some-length")) as client:
         assert health(client.port).returncode == 0, health(client.port).stderr
     assert health(client.port).returncode == 1
 
@@ -197,7 +197,12 @@ def test_health_models_metrics_and_the_page(service):
     assert service.request("GET", "/health")[1]["status"] == "ok"
     assert service.request("GET", "/v1/models")[1]["data"][0]["id"] == "t5"
     metrics = service.request("GET", "/metrics")[1]
-    for name in ('requests_total{status="200"}', "completion_tokens_total", "request_seconds_bucket", "waiting"):
+    for name in (
+        'requests_total{model="t5",status="200"}',
+        "completion_tokens_total",
+        "request_seconds_bucket",
+        "waiting",
+    ):
         assert f"lorahub_edge_{name}" in metrics
     assert "<form" in service.request("GET", "/")[1]
 
@@ -291,8 +296,8 @@ def test_a_slow_answer_is_given_up(slow, serve):
         assert "no whole answer within 0.3 s" in body["error"]["message"]
         assert json.loads(events(client, prompt=TEXTS[0], max_tokens=100)[-1])["error"]["type"] == "timeout_error"
         counted = client.request("GET", "/metrics")[1]
-        assert 'requests_total{status="504"} 2.0' in counted
-        assert 'requests_total{status="200"}' not in counted
+        assert 'requests_total{model="t5",status="504"} 2.0' in counted
+        assert 'requests_total{model="t5",status="200"}' not in counted
         assert client.complete(prompt=TEXTS[0], max_tokens=1)[0] == 200
 
 
@@ -312,7 +317,7 @@ def test_a_client_that_hangs_up_frees_its_place(slow, serve, is_stream):
         assert client.complete(prompt=TEXTS[0], max_tokens=1)[0] == 200
         # 200 tokens would take ten seconds
         assert time.monotonic() - started < 5
-        assert 'requests_total{status="499"} 1.0' in client.request("GET", "/metrics")[1]
+        assert 'requests_total{model="t5",status="499"} 1.0' in client.request("GET", "/metrics")[1]
 
 
 def test_a_model_that_fails_answers_500_and_the_next_request_works(folders, serve):
@@ -348,7 +353,7 @@ def test_a_stop_that_comes_too_soon_is_an_answer_to_everyone(slow, serve):
         with serve(slow, max_batch=1, shutdown_s=0.1) as client:
             body = {"prompt": TEXTS[0], "max_tokens": 250}
             streamed = pool.submit(events, client, **body)
-            wait_until(lambda: "first_text_seconds_count 1.0" in client.request("GET", "/metrics")[1])
+            wait_until(lambda: 'first_text_seconds_count{model="t5"} 1.0' in client.request("GET", "/metrics")[1])
             others = [pool.submit(client.complete, **body) for _ in range(2)]
             wait_until(lambda: client.request("GET", "/health")[1]["waiting"] == 2)
         assert [other.result()[0] for other in others] == [503, 503]
@@ -365,7 +370,7 @@ def test_requests_are_logged_with_their_tokens_and_faults_with_their_traceback(t
     assert body["id"] == f"cmpl-{headers['x-request-id']}"
     tokens = f"{body['usage']['prompt_tokens']}+{body['usage']['completion_tokens']} tokens"
     for line in (whole, streamed):
-        assert line.startswith("127.0.0.1 POST /v1/completions 200 ")
+        assert line.startswith("127.0.0.1 POST /v1/completions t5 200 ")
         assert f" ms {tokens} " in line
     assert whole.endswith(headers["x-request-id"])
     assert refused.startswith("127.0.0.1 POST /v1/completions 400 ")
@@ -373,7 +378,7 @@ def test_requests_are_logged_with_their_tokens_and_faults_with_their_traceback(t
 
 
 def test_a_key_an_origin_and_a_host_over_http(t5, serve):
-    settings = {"api_key": "secret", "allowed_hosts": ("my.example",), "allowed_origins": ("https://good.example",)}
+    settings = {"api_keys": ("secret",), "allowed_hosts": ("my.example",), "allowed_origins": ("https://good.example",)}
     body = {"prompt": TEXTS[0], "max_tokens": 1}
     good = {"Origin": "https://good.example"}
     with serve(t5, **settings) as client:
