@@ -16,6 +16,7 @@ from lorahub_edge.serve.adapter import Adapter, adapter_file, read_adapter
 from lorahub_edge.sources import local_path, read_json
 
 EXPORT_FORMAT = "lorahub-edge-export/1"
+BASE_NEW_TOKENS = 256  # where a base's answers are cut, unless the folder's own length is larger
 GRAPH_NAMES = ("encoder", "decoder", "model")
 RECORD, REFERENCE, VERIFICATION = "lorahub_edge.json", "reference.npz", "verification.json"
 
@@ -125,10 +126,14 @@ def with_adapter(files: ExportFolder, adapter: Adapter) -> ExportFolder:
 
 
 def without_prompt(files: ExportFolder) -> ExportFolder:
-    """The same folder as it reads texts without an adapter: only the tokenizer's own marks are put around them."""
+    """The same folder as a base that nothing was adapted to.
+
+    Only the tokenizer's own marks are put around a text, and the length of answers is no task's.
+    """
     room = files.record["generation"].get("max_positions") or files.prompt.max_input_tokens
     prompt = dataclasses.replace(files.prompt, before="", after="", strip_input=False, max_input_tokens=room)
-    return dataclasses.replace(files, prompt=prompt, adapter=None)
+    n_tokens = max(files.max_new_tokens, BASE_NEW_TOKENS)
+    return dataclasses.replace(files, prompt=prompt, max_new_tokens=n_tokens, adapter=None)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

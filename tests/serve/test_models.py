@@ -104,6 +104,16 @@ def test_names_that_are_not_served_are_never_answered_by_another(folder):
         models.unload("run")
 
 
+def test_the_base_reads_a_text_as_it_is_and_may_answer_at_length(folder):
+    """An adapter keeps the prompt and the length that it was made with, also one of another prompt than the folder's."""
+    models = Models(folder)
+    base, second = (models.resolve(name).files for name in ("base", "second"))
+    assert (base.prompt.before, base.prompt.after) == ("", "")
+    assert second.prompt.before == "dog dog "
+    assert base.max_new_tokens == 256 > second.max_new_tokens
+    assert second.encode(TEXTS[0]) == base.encode(f"dog dog {TEXTS[0]}")
+
+
 def test_the_first_adapter_named_answers_requests_without_a_name(folder, tmp_path):
     elsewhere = random_adapter(folder / "adapters" / "run.safetensors", tmp_path / "x.safetensors", seed=1)
     models = Models(folder, [f"mine={elsewhere}", "second", elsewhere])
