@@ -1,5 +1,6 @@
 """Load on loopback: many clients at once, among them some that hang up, talk nonsense or ask for too much."""
 
+import collections
 import re
 import time
 
@@ -29,7 +30,9 @@ def test_a_service_under_load_answers_everyone_and_stays_as_it_was(folders, serv
         status, body = client.complete(prompt=TEXTS[0], max_tokens=8)
         assert (status, body["choices"][0]["text"]) == (200, expected)
         assert client.request("GET", "/health")[1]["waiting"] == 0
-        counted = dict(re.findall(r'requests_total{status="(\d+)"} (\d+)', client.request("GET", "/metrics")[1]))
+        counted = collections.Counter()  # over the served model, and over what was refused before one was known
+        for code, n in re.findall(r'requests_total{.*status="(\d+)"} (\d+)', client.request("GET", "/metrics")[1]):
+            counted[code] += int(n)
         for code in ("400", "429"):
             assert int(counted[code]) == sum(str(outcome.status) == code for outcome in outcomes)
         assert int(counted["413"]) == sum(outcome.kind == "too large" for outcome in outcomes)

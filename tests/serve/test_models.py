@@ -105,7 +105,7 @@ def test_names_that_are_not_served_are_never_answered_by_another(folder):
 
 
 def test_the_base_reads_a_text_as_it_is_and_may_answer_at_length(folder):
-    """An adapter keeps the prompt and the length that it was made with, also one of another prompt than the folder's."""
+    """An adapter keeps the prompt and the length of answers that it was made with."""
     models = Models(folder)
     base, second = (models.resolve(name).files for name in ("base", "second"))
     assert (base.prompt.before, base.prompt.after) == ("", "")
