@@ -233,7 +233,8 @@ class Service:
     def _metadata(self) -> dict[str, Any]:
         files = self.model.files
         names = {name: files.record[name] for name in ("family", "precision")}
-        return {"name": self.models.base.name, **names, "adapters": [a.name for a in self.models.adapters()]}
+        adapters = [adapter.name for adapter in self.models.adapters()]
+        return {"name": self.models.base.name, **names, "adapters": adapters, "default": self.models.default}
 
     def _batcher(self) -> Batcher:
         if self.batcher is None:
