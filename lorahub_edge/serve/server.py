@@ -24,6 +24,7 @@ from lorahub_edge.serve.service import LAST_WORDS_S, Service
 
 _LAST_PORT = 65535
 _MAX_HEAD_BYTES = 1 << 15
+_LOOK_S = 0.05
 _log = logging.getLogger("lorahub_edge.serve")
 
 
@@ -66,15 +67,19 @@ class _Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=math.ceil(settings.shutdown_s) + LAST_WORDS_S,
             h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         )
         super().__init__(config)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn after a signal."""
-        self._service.is_stopping = True
-        asyncio.get_running_loop().call_later(self._service.settings.shutdown_s, self._service.give_up)
+        """Called by uvicorn after a signal. While answers are finished it still listens, so that probes are told 503."""
+        service, loop = self._service, asyncio.get_running_loop()
+        end = loop.time() + service.settings.shutdown_s
+        service.is_stopping = True
+        loop.call_at(end, service.give_up)
+        while service.is_answering and loop.time() < end and not self.force_exit:
+            await asyncio.sleep(_LOOK_S)
+        self.config.timeout_graceful_shutdown = math.ceil(max(0, end - loop.time())) + LAST_WORDS_S
         await super().shutdown(sockets)
 
 

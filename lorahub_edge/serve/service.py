@@ -115,6 +115,11 @@ class Service:
             self.give_up()
             await asyncio.to_thread(self.batcher.close, timeout_s=LAST_WORDS_S)
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether any text waits or is being answered."""
+        return self.batcher is not None and self.batcher.n_waiting + self.batcher.n_running > 0
+
     def give_up(self) -> None:
         """Answer whoever still waits that there will be no answer."""
         for answer in self.answers:

@@ -40,8 +40,13 @@ def _short_linger(monkeypatch):
 class Client:
     """Requests to a service on loopback."""
 
-    def __init__(self, port):
+    def __init__(self, port, server):
         self.port = port
+        self._server = server
+
+    def stop(self):
+        """As a signal to stop does; returns at once."""
+        self._server.should_exit = True
 
     def open(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -80,7 +85,7 @@ def running(model, models=None, **settings):
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Client(listening.getsockname()[1])
+        yield Client(listening.getsockname()[1], server)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -1,6 +1,7 @@
 """What runs a service: readiness, metrics, loading by request, keys, and a document that a fuzzer can read."""
 
 import asyncio
+import concurrent.futures
 import logging
 import time
 
@@ -16,6 +17,7 @@ from lorahub_edge.serve.server_settings import ServerSettings
 from lorahub_edge.serve.service import Service
 from tests import tiny
 from tests.serve.conftest import random_adapter, running, wait_until
+from tests.serve.test_server import SlowModel, endless
 
 TEXT = tiny.ROWS[0][0]
 
@@ -81,18 +83,28 @@ def test_a_watched_folder_is_looked_at_while_the_service_runs(model, folder, tmp
         wait_until(lambda: client.request("GET", "/v1/models/b")[0] == 200)
 
 
-def test_readiness_is_apart_from_liveness(model, folder):
-    """Before the start and once the service is about to stop nothing is taken, and a supervisor need not kill."""
+def test_nothing_is_taken_before_the_start(model, folder):
     service = Service(model, ServerSettings(), Models(folder))
     for answer in (service.is_ready, service.health):
         with pytest.raises(ShuttingDown, match="has not started"):
             asyncio.run(answer())
-    with running(model, models=Models(folder)) as client:
-        assert [client.request("GET", path)[0] for path in ("/livez", "/readyz", "/health")] == [200] * 3
-    service.batcher, service.is_stopping = object(), True
-    assert asyncio.run(service.is_alive()).status_code == 200
-    with pytest.raises(ShuttingDown, match="is shutting down"):
-        asyncio.run(service.is_ready())
+
+
+def test_while_answers_are_finished_probes_are_told_that_nothing_more_is_taken(folder):
+    """A load balancer asks another machine, and a supervisor need not kill this one."""
+    slow = endless(SlowModel(open_folder(folder, adapter="none"), n_threads=1))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, running(slow, models=Models(slow.files)) as client:
+        probes = ("/livez", "/readyz", "/health")
+        assert [client.request("GET", path)[0] for path in probes] == [200] * 3
+        answer = pool.submit(client.complete, prompt=TEXT, model="base", max_tokens=30)
+        wait_until(lambda: "lorahub_edge_running 1.0" in client.request("GET", "/metrics")[1])
+        client.stop()
+        wait_until(lambda: client.request("GET", "/readyz")[0] == 503)
+        assert [client.request("GET", path)[0] for path in probes] == [200, 503, 503]
+        status, refused = client.complete(prompt=TEXT)
+        assert (status, refused["error"]["message"]) == (503, "the service is shutting down; ask another one")
+        status, whole = answer.result()
+        assert (status, whole["usage"]["completion_tokens"]) == (200, 30)
 
 
 def test_metrics_are_counted_by_model(model, folder):
