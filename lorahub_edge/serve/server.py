@@ -72,7 +72,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn after a signal. While answers are finished it still listens, so that probes are told 503."""
+        """Called by uvicorn after a signal. While answers are finished it listens, so that probes are told 503."""
         service, loop = self._service, asyncio.get_running_loop()
         end = loop.time() + service.settings.shutdown_s
         service.is_stopping = True
