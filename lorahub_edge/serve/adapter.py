@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat, refused_as
 from lorahub_edge.integrity import check_hash, check_record
 from lorahub_edge.sources import local_path
 
@@ -105,16 +105,14 @@ def read_adapter(path: Path, record: Mapping[str, Any]) -> Adapter:
         UnsupportedFormat: not an adapter file, a broken one, or one that is not what was exported.
         InvalidInput: made for another base, or for targets that the graphs do not take.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            found = json.loads((file.metadata() or {})["lorahub_edge"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    with (
+        refused_as(f"adapter {path}: expected a file that lorahub-edge export --with-adapter wrote"),
+        safe_open(path, framework="np") as file,
+    ):
+        found = json.loads((file.metadata() or {})["lorahub_edge"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         is_adapter = found["format"] == ADAPTER_FORMAT
         base_files = found["base_files"]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UnsupportedFormat(
-            f"adapter {path}: expected a file that lorahub-edge export --with-adapter wrote ({first_line(error)})"
-        ) from error
     if not is_adapter:
         raise UnsupportedFormat(
             f"adapter {path}: expected format {ADAPTER_FORMAT}, received {found['format']!r}; export it again"

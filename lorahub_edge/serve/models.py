@@ -69,7 +69,7 @@ class Models:
         self._lock = threading.Lock()
         self._adapters: dict[str, Served] = {}
         self._watched: list[Path] = []
-        self._refused: dict[Path, tuple[int, int]] = {}
+        self._left_out: dict[Path, tuple[int, int]] = {}  # until its stamp is another one
         root = opened.folder.resolve()
         name = root.name.encode("utf-8", "replace").decode()
         files = without_prompt(opened) if self.takes_adapters else opened
@@ -152,29 +152,40 @@ class Models:
         return served
 
     def unload(self, name: str) -> None:
-        """Serve an adapter no longer; answers under way are finished.
+        """Serve an adapter no longer; answers under way are finished. A watched file comes back once it changes.
 
         Raises:
             UnknownModel: no such adapter.
         """
         with self._lock:
-            if self._adapters.pop(name, None) is None:
+            served = self._adapters.pop(name, None)
+            if served is None:
                 raise UnknownModel(f"adapter: '{name}' is not loaded; see /v1/models")
+            if served.stamp is not None:
+                self._left_out[Path(served.root)] = served.stamp
 
     def refresh(self) -> None:
-        """Look at the watched folders again. A file that cannot be read is logged, and what was served stays."""
+        """Look at the watched folders again. What cannot be read is logged, and what is served stays."""
         for folder in self._watched:
-            self._look_at(folder, is_strict=False)
+            try:
+                self._look_at(folder, is_strict=False)
+            except OSError as error:
+                if folder not in self._left_out:
+                    _log.warning("a folder of adapters cannot be looked at, and what is served stays: %s", error)
+                self._left_out[folder] = (0, 0)
+            else:
+                self._left_out.pop(folder, None)
 
     def _look_at(self, folder: Path, *, is_strict: bool) -> None:
-        found = {path.resolve(): _stamp(path) for path in sorted(folder.glob(f"*{ADAPTER_SUFFIX}")) if path.is_file()}
+        files = sorted(path for path in folder.iterdir() if path.suffix == ADAPTER_SUFFIX and path.is_file())
+        found = {path.resolve(): _stamp(path) for path in files}
         here = {Path(served.root): served for served in self.adapters() if Path(served.root).parent == folder.resolve()}
         for path, served in here.items():
             if path not in found:
-                self.unload(served.name)
+                self._adapters.pop(served.name, None)  # a request may just have unloaded it
         for path, stamp in found.items():
             old = here.get(path)
-            if (old is not None and old.stamp == stamp) or self._refused.get(path) == stamp:
+            if (old is not None and old.stamp == stamp) or self._left_out.get(path) == stamp:
                 continue
             try:
                 served = self._read(None if old is None else old.name, path)
@@ -185,7 +196,7 @@ class Models:
             except LorahubEdgeError as error:
                 if is_strict:
                     raise
-                self._refused[path] = stamp
+                self._left_out[path] = stamp
                 _log.warning("an adapter was left out: %s", first_line(error))
 
     def _read(self, name: str | None, path: Path) -> Served:

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.serve import GenerationSettings, OnnxModel, generate, lora, open_folder
@@ -182,3 +183,49 @@ def test_a_stack_is_made_once_for_the_adapters_of_a_batch(folder):
     ranks = [2, 5, max(len(t) for n, t in mixes[0][0][0].tensors.items() if n.endswith("lora_A"))]
     assert view(first[lora.SCALE_INPUT]).shape == (3, 1, sum(ranks))
     assert view(side.feeds([(), mixes[1]])[lora.SCALE_INPUT])[0].any() == np.False_
+
+
+def test_a_hostile_file_in_a_watched_folder_keeps_no_other_out(folder, tmp_path, caplog):
+    """Metadata nested so deeply that JSON's reader gives up; the file stands before one that is whole."""
+    like = folder / "adapters" / "run.safetensors"
+    models = Models(folder, [tmp_path])
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "a.safetensors", {"lorahub_edge": "[" * 100_000})
+    random_adapter(like, tmp_path / "b.safetensors", seed=1)
+    models.refresh()
+    models.refresh()
+    assert [served.name for served in models.adapters()] == ["b"]
+    assert [record.message.partition(": ")[0] for record in caplog.records] == ["an adapter was left out"]
+    with pytest.raises(UnsupportedFormat, match="expected a file that lorahub-edge export --with-adapter wrote"):
+        models.load("a", tmp_path / "a.safetensors")
+
+
+def test_a_watched_folder_that_is_gone_for_a_while_takes_nothing_with_it(folder, tmp_path, caplog):
+    """As when a drive is mounted again; the other folders are looked at meanwhile."""
+    like, gone, here = folder / "adapters" / "run.safetensors", tmp_path / "gone", tmp_path / "here"
+    random_adapter(like, gone / "a.safetensors", seed=1)
+    here.mkdir()
+    models = Models(folder, [gone, here])
+    gone.rename(tmp_path / "elsewhere")
+    random_adapter(like, here / "b.safetensors", seed=2)
+    models.refresh()
+    models.refresh()
+    assert [served.name for served in models.adapters()] == ["a", "b"]
+    [record] = caplog.records
+    assert record.message.startswith("a folder of adapters cannot be looked at, and what is served stays: ")
+    (tmp_path / "elsewhere").rename(gone)
+    (gone / "a.safetensors").unlink()
+    models.refresh()
+    assert [served.name for served in models.adapters()] == ["b"]
+
+
+def test_an_adapter_that_was_unloaded_comes_back_only_when_its_file_changes(folder, tmp_path):
+    """Otherwise the folder that it lies in would bring it back at once."""
+    like = folder / "adapters" / "run.safetensors"
+    random_adapter(like, tmp_path / "a.safetensors", seed=1)
+    models = Models(folder, [tmp_path])
+    models.unload("a")
+    models.refresh()
+    assert models.adapters() == []
+    random_adapter(like, tmp_path / "a.safetensors", seed=1, rank=4)
+    models.refresh()
+    assert [served.name for served in models.adapters()] == ["a"]
