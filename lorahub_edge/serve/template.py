@@ -1,56 +1,31 @@
-"""ChatTemplate: a base's own program that makes one prompt of a chat's messages.
-
-It comes with the model, so it is a stranger's: it runs in jinja2's sandbox, without what could fill the memory at one
-stroke, and is stopped at its deadline.
-"""
+"""ChatTemplate: a base's own program that makes one prompt of a chat's messages, rendered by `rendering.py`."""
 
 from __future__ import annotations
 
-import datetime
 import json
+import signal
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.sources import read_json
 
-RENDER_LIMIT_S = 2.0
-_MAX_PRODUCT = 100_000  # items of a repeated text or list, and the largest number that a power may give
-_WITHOUT = ("center", "format", "indent", "wordwrap")  # filters that make a text as long as they are told
+LIMIT_S = 2.0  # of processor time, to compile a template or to render it once
+_MAX_SOURCE_BYTES = 1 << 20
+_PROGRAM = str(Path(__file__).with_name("rendering.py"))
+# -I: neither variables of Python's nor the current folder say what is imported there; what is, is what is here
+_START = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 Message = Mapping[str, Any]
 
 
-class _Late(Exception):
-    """The template has not ended in time."""
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(value) if isinstance(value, str | list | tuple) else value for value in (left, right)]
-        if operator == "%" and isinstance(left, str):
-            raise SecurityError("a text is formatted")
-        if operator == "*" and abs(sizes[0] * sizes[1]) > _MAX_PRODUCT:
-            raise SecurityError("a product is too large")
-        if operator == "**" and (abs(left) > _MAX_PRODUCT or abs(right) > 8):
-            raise SecurityError("a power is too large")
-        return super().call_binop(context, operator, left, right)
-
-
 class ChatTemplate:
-    """A template, compiled.
+    """A template, compiled. It works in a process of its own, with limits to its time and its memory.
 
     Args:
         source: its text.
@@ -61,16 +36,10 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, marks: Mapping[str, str]) -> None:
-        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        for name in _WITHOUT:
-            del environment.filters[name]
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        try:
-            self._template = environment.from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise UnsupportedFormat(f"chat template: jinja2 cannot read it ({first_line(error)})") from error
+        self._source = source
         self._marks = dict(marks)
+        self._lock = threading.Lock()
+        self._process = self._start()
 
     @classmethod
     def of_folder(cls, folder: Path) -> ChatTemplate | None:
@@ -81,7 +50,7 @@ class ChatTemplate:
         """
         path, config_path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
         config = read_json(config_path) if config_path.is_file() else {}
-        found = path.read_text("utf-8", "replace") if path.is_file() else config.get("chat_template")
+        found = _read(path) if path.is_file() else config.get("chat_template")
         if isinstance(found, list):  # several, by name
             named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
             found = named.get("default")
@@ -98,42 +67,62 @@ class ChatTemplate:
         """
         given = {**self._marks, "messages": [dict(m) for m in messages], "add_generation_prompt": True}
         given |= {"tools": None, "documents": None, "enable_thinking": False}
-        try:
-            return _until(time.monotonic() + RENDER_LIMIT_S, lambda: self._template.render(given))
-        except _Late as error:
-            raise InvalidInput(
-                f"messages: the model's chat template has not ended within {RENDER_LIMIT_S:g} s"
-            ) from error
-        except Exception as error:  # a program of the model's makers
-            raise InvalidInput(f"messages: the model's chat template refuses them ({first_line(error)})") from error
+        with self._lock:
+            if self._process.poll() is not None:
+                self._process = self._start()
+            reply = _ask(self._process, given=given)
+        if "error" in reply:
+            raise InvalidInput(f"messages: the model's chat template refuses them ({reply['error']})")
+        return reply["text"]
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                _START,
+                str(Path(__file__).with_name("rendering.py")),
+                *filter(None, sys.path),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for the service, which finishes its answers first
+        )
+        weakref.finalize(self, _end, process)
+        reply = _ask(process, source=self._source)
+        if "error" in reply:
+            raise UnsupportedFormat(f"chat template: jinja2 cannot read it ({reply['error']})")
+        return process
 
 
-def _until(deadline: float, call: Callable[[], str]) -> str:
-    """What a call of Python code returns; every line of it looks at the clock."""
-
-    def look(_frame: FrameType, _event: str, _argument: Any) -> Any:
-        if time.monotonic() > deadline:
-            raise _Late
-        return look
-
-    before = sys.gettrace()
-    sys.settrace(look)
+def _ask(process: subprocess.Popen[str], **asked: Any) -> dict[str, str]:
+    """One line to the process and its reply, or why there is none: the process ends itself at its limit."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        return call()
-    finally:
-        sys.settrace(before)
+        process.stdin.write(json.dumps({"limit_s": LIMIT_S, **asked}) + "\n")
+        process.stdin.flush()
+        if text := process.stdout.readline():
+            return dict(json.loads(text))
+    except BrokenPipeError:
+        pass
+    status = process.wait()
+    return {"error": "it has not ended in time" if status == -signal.SIGPROF else f"its process ended by {status}"}
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_others: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=None if indent is None else min(int(indent), 8))
+def _end(process: subprocess.Popen[str]) -> None:
+    with process:  # closes the pipes, and waits
+        process.kill()
 
 
-def _refuse(message: object) -> None:
-    raise TemplateError(str(message))
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(str(form)[:100])
+def _read(path: Path) -> str:
+    with open(path, "rb") as file:
+        content = file.read(_MAX_SOURCE_BYTES + 1)
+    if len(content) > _MAX_SOURCE_BYTES:
+        raise UnsupportedFormat(f"{path}: expected at most {_MAX_SOURCE_BYTES} bytes")
+    return content.decode("utf-8", "replace")
 
 
 def _mark(value: Any) -> str | None:

@@ -1,6 +1,9 @@
 """ChatTemplate: a stranger's program, rendered as transformers renders it, and stopped where it does not end."""
 
+import gc
 import json
+import resource
+import sys
 import time
 
 import pytest
@@ -9,6 +12,7 @@ from lorahub_edge.errors import InvalidInput, UnsupportedFormat
 from lorahub_edge.serve.template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": " a <b>\n"}, {"role": "assistant", "content": "ü"}]
+DOUBLING = "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
@@ -23,6 +27,8 @@ def render(source, marks=()):
         "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}\n{{ m | tojson }}{% endfor %}",
         "{% if add_generation_prompt %}go{% endif %}{% set ns = namespace(n=0) %}{% set ns.n = 3 * 4 %}{{ ns.n }}",
         "{{ messages | map(attribute='content') | join('|') }}{{ messages[0] | tojson(indent=2) }}",
+        "{{ messages[0] | tojson(separators=(',', ':'), sort_keys=true) }}{{ '%3d' % 7 }}{{ 'a\nb' | indent(3) }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}",
     ],
 )
 def test_it_renders_as_transformers_does(source):
@@ -38,21 +44,43 @@ def test_it_renders_as_transformers_does(source):
     "source",
     [
         LOOP,
-        "{{ 'a' * 999999999 }}", "{{ [0] * 999999999 }}", "{{ 9 ** 99999999 }}", "{{ '%999999999d' % 1 }}",
+        "{{ 'a' * 999999999 }}", "{{ [0] * 999999999 }}", "{{ (7 + messages | length) ** 99999999 }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ 'a'.ljust(2**32) }}", "{{ ('a' * 99999).join(('b' * 99999) | list) }}", "{{ '{:>4294967296}'.format(1) }}",
+        "{{ 'a' | center(2**32 + messages | length) }}", DOUBLING, "{{ 'a' * 5000000 }}",
         "{{ ().__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}", "{{ raise_exception('no') }}",
         "{{ nobody.name }}", "{{ 1 / 0 }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
     ],
 )  # fmt: skip
 def test_what_it_may_not_do_is_a_refusal_in_time(source, monkeypatch):
-    monkeypatch.setattr("lorahub_edge.serve.template.RENDER_LIMIT_S", 0.2)
+    monkeypatch.setattr("lorahub_edge.serve.template.LIMIT_S", 0.5)
     started = time.monotonic()
     with pytest.raises(InvalidInput, match="messages: the model's chat template"):
         render(source)
     assert time.monotonic() - started < 10
 
 
-def test_a_template_that_cannot_be_read_says_so():
-    for source in ("{% for %}", "{{ 'a' | center(9) }}", "{% if a %}" * 3000):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the limit of address space")
+def test_it_cannot_fill_the_memory():
+    for source in ("{{ 'a'.ljust(2**32) }}", DOUBLING):
+        with pytest.raises(InvalidInput, match="MemoryError"):
+            render(source)
+    gc.collect()  # ends the processes, so that they count
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10 < 1 << 30
+
+
+def test_after_one_that_did_not_end_the_next_chat_is_answered(monkeypatch):
+    monkeypatch.setattr("lorahub_edge.serve.template.LIMIT_S", 0.5)
+    template = ChatTemplate(f"{{% if messages | length > 1 %}}{LOOP}{{% endif %}}{{{{ messages[0].content }}}}", {})
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="has not ended in time"):
+            template.render(MESSAGES)
+        assert template.render(MESSAGES[:1]) == MESSAGES[0]["content"]
+
+
+def test_a_template_that_cannot_be_read_says_so(monkeypatch):
+    for source in ("{% for %}", "{{ 'a' | nobody }}", "{% if a %}" * 3000, "{{ 9 ** 99999999 }}"):
+        monkeypatch.setattr("lorahub_edge.serve.template.LIMIT_S", 0.5)
         with pytest.raises(UnsupportedFormat, match="chat template: jinja2 cannot read it"):
             ChatTemplate(source, {})
 
