@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.folder import ExportFolder
 from lorahub_edge.serve.models import Served
-from lorahub_edge.serve.protocol import AnswerRequest, Shape
+from lorahub_edge.serve.protocol import AnswerRequest, Body, Shape
 from lorahub_edge.serve.sequences import Completion, Piece, TokenScore
 from lorahub_edge.serve.settings import MAX_LOGPROBS
 from lorahub_edge.serve.template import ChatTemplate
@@ -35,10 +35,10 @@ def _content(value: Any) -> str:
     return "".join(found)
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Body):
     """One message."""
 
-    model_config = ConfigDict(strict=True)
+    only_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {"tool_calls": ([],), "annotations": ([],)}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.models import MAX_NAME, Models
-from lorahub_edge.serve.protocol import read_object
+from lorahub_edge.serve.protocol import Body
 
 WATCH_S = 2.0
 _MAX_PATH = 4096
 _log = logging.getLogger("lorahub_edge.serve")
 
 
-class UnloadRequest(BaseModel):
+class UnloadRequest(Body):
     """The body of POST /v1/unload_lora_adapter."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     lora_name: str = Field(min_length=1, max_length=MAX_NAME)
 
@@ -29,22 +25,6 @@ class LoadRequest(UnloadRequest):
     """The body of POST /v1/load_lora_adapter; the path is one on the service's machine."""
 
     lora_path: str = Field(min_length=1, max_length=_MAX_PATH)
-
-
-Loading = TypeVar("Loading", bound=UnloadRequest)
-
-
-def read_load(body: bytes, kind: type[Loading]) -> Loading:
-    """Parse a body.
-
-    Raises:
-        InvalidInput: not JSON, an unknown field or a value out of range; names the field.
-    """
-    try:
-        return kind.model_validate(read_object(body))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 async def watch(models: Models) -> None:

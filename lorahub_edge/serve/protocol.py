@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
@@ -20,7 +20,6 @@ from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 MAX_ANSWERS = 16  # of one request: its prompts, each as often as `n` says
 _MAX_DIGITS = 100
 _MAX_LORAS = 16
-_IGNORED = ("user",)
 
 
 def texts(most: int) -> BeforeValidator:
@@ -39,24 +38,46 @@ def texts(most: int) -> BeforeValidator:
     return BeforeValidator(check, json_schema_input_type=str | list[str])
 
 
-class StreamOptions(BaseModel):
+class Body(BaseModel):
+    """An object in a request. Nothing is converted, unknown fields are refused, and null is a field left out."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    # Others' settings that are understood only as what they are when left out.
+    only_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    ignored: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        found = {name: value for name, value in data.items() if value is not None and name not in cls.ignored}
+        for name, values in cls.only_defaults.items():
+            if name in found and found.pop(name) not in values:
+                raise PydanticCustomError("field", "{name}: not supported; leave it out", {"name": name})
+        for name in found:
+            if name not in cls.model_fields:
+                raise PydanticCustomError("field", "{name}: unknown field; leave it out", {"name": name})
+        return found
+
+
+class StreamOptions(Body):
     """What a stream holds besides its text."""
 
     include_usage: bool = False
 
 
-class LoraScale(BaseModel):
+class LoraScale(Body):
     """One adapter of a request's own mix, by its place in /lora-adapters."""
 
     id: int = Field(ge=0)
     scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
 
 
-class AnswerRequest(BaseModel):
+class AnswerRequest(Body):
     """The fields that completions and chats share."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    # OpenAI's settings that are understood only as what they are when left out.
+    ignored = ("user",)
     only_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "logit_bias": ({},),
         "presence_penalty": (0,),
@@ -75,6 +96,14 @@ class AnswerRequest(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     lora: list[LoraScale] | None = Field(default=None, max_length=_MAX_LORAS)
+
+    @field_validator("lora")
+    @classmethod
+    def _each_once(cls, lora: list[LoraScale] | None) -> list[LoraScale] | None:
+        ids = [each.id for each in lora or ()]
+        if twice := [k for k in ids if ids.count(k) > 1]:
+            raise PydanticCustomError("lora", "id {id} stands twice; give it once", {"id": twice[0]})
+        return lora
 
     @property
     def wants_usage(self) -> bool:
@@ -117,30 +146,21 @@ class AnswerRequest(BaseModel):
         return {}
 
 
-Request = TypeVar("Request", bound=AnswerRequest)
+Request = TypeVar("Request", bound=Body)
 
 
 def read_request(body: bytes, kind: type[Request]) -> Request:
-    """Parse a body. A field that is null is one that was left out.
+    """Parse a body.
 
     Raises:
         InvalidInput: not JSON, an unknown or unsupported field, or a value out of range; names the field.
     """
-    data = {name: value for name, value in read_object(body).items() if value is not None}
-    for name, values in kind.only_defaults.items():
-        if name in data and data.pop(name) not in values:
-            raise InvalidInput(f"{name}: not supported; leave it out")
-    for name in _IGNORED:
-        data.pop(name, None)
-    for name in data:
-        if name not in kind.model_fields:
-            raise InvalidInput(f"{name}: unknown field; leave it out")
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(read_object(body))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"{where}: {first['msg']}") from error
+        raise InvalidInput(": ".join(filter(None, (where, first["msg"])))) from error
 
 
 def body_of(kind: type[BaseModel]) -> dict[str, Any]:

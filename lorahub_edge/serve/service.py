@@ -19,7 +19,7 @@ from lorahub_edge.serve.batching import Batcher, ShuttingDown
 from lorahub_edge.serve.chat import ChatRequest, ChatShape, chat_question, chat_tokens
 from lorahub_edge.serve.completions import CompletionRequest, CompletionShape
 from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
-from lorahub_edge.serve.loading import Loading, LoadRequest, UnloadRequest, read_load, watch
+from lorahub_edge.serve.loading import LoadRequest, UnloadRequest, watch
 from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.model import OnnxModel
@@ -148,20 +148,21 @@ class Service:
 
     async def load_adapter(self, request: Request) -> JSONResponse:
         """Serve one more adapter, as vLLM has it."""
-        asked = self._loading(await request.body(), LoadRequest)
+        self._check_loading()
+        asked = read_request(await request.body(), LoadRequest)
         served = await asyncio.to_thread(self.models.load, asked.lora_name, asked.lora_path)
         return JSONResponse(model_row(served))
 
     async def unload_adapter(self, request: Request) -> JSONResponse:
         """Serve an adapter no longer."""
-        asked = self._loading(await request.body(), UnloadRequest)
+        self._check_loading()
+        asked = read_request(await request.body(), UnloadRequest)
         self.models.unload(asked.lora_name)
         return JSONResponse({"status": "ok"})
 
-    def _loading(self, body: bytes, kind: type[Loading]) -> Loading:
+    def _check_loading(self) -> None:
         if not self.settings.allow_loading:
             raise Refused(403, "adapters are not loaded by request here; see --allow-loading", code="loading_off")
-        return read_load(body, kind)
 
     async def list_models(self) -> JSONResponse:
         """The base and its adapters, as OpenAI lists them."""

@@ -156,6 +156,15 @@ def test_a_chat_streams_its_role_its_text_and_its_end(client):
     assert (last.choices, last.usage) == ([], whole.usage)
 
 
+def test_an_answer_may_be_sent_back_as_it_came(client):
+    """With the fields that are null in it, as `model_dump` writes them."""
+    asked = [{"role": "user", "content": TEXTS[0]}]
+    said = client.chat.completions.create(model="run", messages=asked, max_tokens=2).choices[0].message.model_dump()
+    assert None in said.values()
+    again = [*asked, said, *asked]
+    assert client.chat.completions.create(model="run", messages=again, max_tokens=2).usage.completion_tokens <= 2
+
+
 def test_a_request_may_mix_adapters_by_their_scales(service, client, folder):
     """As llama-server's `lora`: those that are named count, all others not."""
     rows = service.request("GET", "/lora-adapters")[1]
@@ -204,6 +213,13 @@ def test_a_base_with_an_encoder_takes_one_question(adapted_folders):
         ({"lora": [{"id": 7}]}, "lora: expected ids below 3 (see /lora-adapters), received 7"),
         ({"lora": [{"id": 0, "scale": 1e9}]}, "lora.0.scale"),
         ({"lora": "run"}, "lora: Input should be a valid list"),
+        ({"lora": [{"id": True}]}, "lora.0.id: Input should be a valid integer"),
+        ({"lora": [{"id": 0, "scale": "1"}]}, "lora.0.scale: Input should be a valid number"),
+        ({"lora": [{"id": 0, "weight": 1}]}, "lora.0: weight: unknown field"),
+        ({"lora": [{"id": 1}, {"id": 1, "scale": 2}]}, "lora: id 1 stands twice"),
+        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage: Input should be a valid boolean"),
+        ({"messages": [{"role": "user", "content": "a", "audio": {}}]}, "messages.0: audio: unknown field"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages.0: tool_calls: not supp"),
     ],
 )
 def test_bad_chats_get_a_clear_error(service, change, message):
