@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
@@ -35,13 +35,20 @@ def _content(value: Any) -> str:
     return "".join(found)
 
 
+class TextPart(BaseModel):
+    """A part of a message, for the OpenAPI document."""
+
+    type: Literal["text"]
+    text: str
+
+
 class ChatMessage(Body):
     """One message."""
 
     only_defaults: ClassVar[Mapping[str, tuple[Any, ...]]] = {"tool_calls": ([],), "annotations": ([],)}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]])]
+    content: Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[TextPart])]
     name: str | None = None
 
 

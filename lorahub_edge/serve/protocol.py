@@ -20,6 +20,7 @@ from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 MAX_ANSWERS = 16  # of one request: its prompts, each as often as `n` says
 _MAX_DIGITS = 100
 _MAX_LORAS = 16
+_EXACT = 1 << 53  # floats below have no gaps between integers
 
 
 def texts(most: int) -> BeforeValidator:
@@ -186,7 +187,7 @@ def read_object(body: bytes) -> dict[str, Any]:
         InvalidInput: it is none.
     """
     try:
-        data = json.loads(body, object_pairs_hook=_unique, parse_int=_integer)
+        data = json.loads(body, object_pairs_hook=_unique, parse_int=_integer, parse_float=_number)
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput("body: expected Unicode text, received a lone surrogate (\\ud800 to \\udfff)") from error
@@ -201,6 +202,11 @@ def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:  # turning them into a number takes time that grows with their square
         raise InvalidInput(f"body: expected integers of at most {_MAX_DIGITS} digits, received one of {len(digits)}")
     return int(digits)
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value  # JSON's 1.0 is an integer
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

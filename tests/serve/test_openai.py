@@ -156,6 +156,14 @@ def test_a_chat_streams_its_role_its_text_and_its_end(client):
     assert (last.choices, last.usage) == ([], whole.usage)
 
 
+def test_a_number_is_an_integer_if_its_value_is_one(service):
+    """As the document's schemas have it: some clients know floats only."""
+    found = [service.complete(prompt=TEXTS[0], max_tokens=n)[1] for n in (2, 2.0)]
+    assert found[0]["choices"] == found[1]["choices"]
+    for n in (2.5, 1e300):
+        assert service.complete(prompt=TEXTS[0], max_tokens=n)[0] == 400
+
+
 def test_an_answer_may_be_sent_back_as_it_came(client):
     """With the fields that are null in it, as `model_dump` writes them."""
     asked = [{"role": "user", "content": TEXTS[0]}]
