@@ -77,14 +77,7 @@ class ChatTemplate:
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                _START,
-                str(Path(__file__).with_name("rendering.py")),
-                *filter(None, sys.path),
-            ],
+            [sys.executable, "-I", "-c", _START, _PROGRAM, *filter(None, sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
