@@ -27,7 +27,7 @@ NO_ADAPTER = "none"
 SCALE_INPUT = "lora_scale"  # of a graph: (rows, 1, rank), ones unless it is given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are the same if they are one object; a file that was read anew is another one
 class Adapter:
     """A composed module, ready to be fed.
 
@@ -44,6 +44,9 @@ class Adapter:
     def __repr__(self) -> str:
         n_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
         return f"Adapter({self.name}, {len(self.tensors) // 2} targets, {n_bytes / 1e6:.1f} MB)"
+
+
+Mix = tuple[tuple[Adapter, float], ...]  # a row's adapters, each with its scale; () for the base alone
 
 
 def input_names(target: str) -> tuple[str, str]:

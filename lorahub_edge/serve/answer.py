@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.batching import Job
 from lorahub_edge.serve.guard import Exchange
-from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.models import Served
 from lorahub_edge.serve.protocol import Shape

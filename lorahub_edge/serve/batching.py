@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError
+from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.engine import Engine
 from lorahub_edge.serve.folder import ExportFolder
 from lorahub_edge.serve.generate import checked_prompt, new_sequence
-from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.model import OnnxModel
 from lorahub_edge.serve.sequences import Piece, SequenceInMaking
 from lorahub_edge.serve.settings import GenerationSettings

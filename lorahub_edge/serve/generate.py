@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.beam import Beams
 from lorahub_edge.serve.engine import Engine
 from lorahub_edge.serve.folder import ExportFolder
-from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.model import OnnxModel
 from lorahub_edge.serve.sequences import Completion, OneRow, Piece, SequenceInMaking
 from lorahub_edge.serve.settings import GenerationSettings

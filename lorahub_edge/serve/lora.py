@@ -8,17 +8,14 @@ with different adapters share a step, at the cost of A x for all of them (docs/d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from lorahub_edge.serve.adapter import SCALE_INPUT, Adapter, input_names
-
-Mix = tuple[tuple[Adapter, float], ...]  # a row's adapters, each with its scale; () for the base alone
-OrtValue = Any
+from lorahub_edge.serve.adapter import SCALE_INPUT, Adapter, Mix, input_names
+from lorahub_edge.serve.state import OrtValue, new_value
 
 
 class SideInputs:
@@ -34,7 +31,9 @@ class SideInputs:
         suffix = input_names("")[0]
         self.targets = [name.removesuffix(suffix) for name in inputs if name.endswith(suffix)]
         self._sizes = {t: (inputs[input_names(t)[1]][0], inputs[input_names(t)[0]][1]) for t in self.targets}
-        self._stack: tuple[Mix, dict[str, OrtValue]] = ((), {})  # the last one made
+        # what was fed last, to be fed again in the next step: one adapter alone, and a stack of several
+        self._single: tuple[Adapter | None, dict[str, OrtValue]] = (None, {})
+        self._stack: tuple[Mix, dict[str, OrtValue]] = ((), {})
 
     def feeds(self, mixes: Sequence[Mix]) -> dict[str, OrtValue]:
         """Inputs for rows with these adapters; empty for the base alone.
@@ -48,8 +47,9 @@ class SideInputs:
             return self._alone(*mixes[0][0])
         if is_one and not self.has_scales:
             return self._stacked(mixes[0])
-        adapters = self._kept({id(a): a for mix in mixes for a, _ in mix})
-        return {**self._stacked(tuple((a, 1.0) for a in adapters)), SCALE_INPUT: _value(self._scales(mixes, adapters))}
+        adapters = self._kept(dict.fromkeys(adapter for mix in mixes for adapter, _ in mix))
+        scales = self._scales(mixes, adapters)
+        return {**self._stacked(tuple((adapter, 1.0) for adapter in adapters)), SCALE_INPUT: new_value(scales)}
 
     def can_share(self, first: Mix, second: Mix) -> bool:
         """Whether rows with these two may be in one call."""
@@ -57,37 +57,37 @@ class SideInputs:
 
     def _alone(self, adapter: Adapter, scale: float) -> dict[str, OrtValue]:
         """One adapter as it is; where it has no target, the graph's own zeros stay."""
-        names = [name for target in self.targets for name in input_names(target) if name in adapter.tensors]
-        scales = {} if scale == 1.0 else {SCALE_INPUT: _value(np.full((1, 1, 1), scale, np.float32))}
-        return {name: _value(adapter.tensors[name]) for name in names} | scales
+        if self._single[0] is not adapter:
+            names = [name for target in self.targets for name in input_names(target) if name in adapter.tensors]
+            self._single = (adapter, {name: new_value(adapter.tensors[name]) for name in names})
+        scales = {} if scale == 1.0 else {SCALE_INPUT: new_value(np.full((1, 1, 1), scale, np.float32))}
+        return self._single[1] | scales
 
-    def _kept(self, wanted: Mapping[int, Adapter]) -> list[Adapter]:
+    def _kept(self, wanted: Collection[Adapter]) -> list[Adapter]:
         """The adapters of the last stack if the wanted ones are among them, and at least half of them."""
         last = [adapter for adapter, _ in self._stack[0]]
-        if len(last) <= 2 * len(wanted) and set(wanted) <= set(map(id, last)):
-            return last
-        return list(wanted.values())
+        return last if len(last) <= 2 * len(wanted) and set(wanted) <= set(last) else list(wanted)
 
     def _stacked(self, mix: Mix) -> dict[str, OrtValue]:
         """A and B of all targets, one adapter below the other; a scale other than 1 is taken into B."""
-        if [(id(a), s) for a, s in self._stack[0]] != [(id(a), s) for a, s in mix]:
+        if self._stack[0] != mix:
             feeds: dict[str, OrtValue] = {}
             for target in self.targets:
                 factors = [self._factors(adapter, target) for adapter, _ in mix]
                 scaled = [B if s == 1.0 else B * np.float32(s) for (_, B), (_, s) in zip(factors, mix, strict=True)]
                 a_name, b_name = input_names(target)
-                feeds[a_name] = _value(np.concatenate([A for A, _ in factors]))
-                feeds[b_name] = _value(np.concatenate(scaled, 1))
+                feeds[a_name] = new_value(np.concatenate([A for A, _ in factors]))
+                feeds[b_name] = new_value(np.concatenate(scaled, 1))
             self._stack = (mix, feeds)
         return self._stack[1]
 
     def _scales(self, mixes: Sequence[Mix], adapters: Sequence[Adapter]) -> NDArray[np.float32]:
         """(rows, 1, rank of all adapters)."""
         by_adapter = np.zeros((len(mixes), len(adapters)), np.float32)
-        place = {id(adapter): k for k, adapter in enumerate(adapters)}
+        place = {adapter: k for k, adapter in enumerate(adapters)}
         for row, mix in enumerate(mixes):
             for adapter, scale in mix:
-                by_adapter[row, place[id(adapter)]] += scale
+                by_adapter[row, place[adapter]] += scale
         scales: NDArray[np.float32] = np.repeat(by_adapter, [self._rank(a) for a in adapters], axis=1)[:, None]
         return scales
 
@@ -106,7 +106,3 @@ class SideInputs:
             given = adapter.tensors[a_name]
             A[: len(given)], B[:, : len(given)] = given, adapter.tensors[b_name]
         return A, B
-
-
-def _value(array: NDArray[Any]) -> OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

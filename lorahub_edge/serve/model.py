@@ -11,8 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
+from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.folder import ExportFolder, open_folder
-from lorahub_edge.serve.lora import Mix, SideInputs
+from lorahub_edge.serve.lora import SideInputs
 from lorahub_edge.serve.state import Ids, State, new_value, of_rows
 
 MIN_ONNXRUNTIME = (1, 20)

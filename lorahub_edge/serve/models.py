@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorahub_edge.errors import InvalidInput, LorahubEdgeError, first_line
-from lorahub_edge.serve.adapter import ADAPTER_SUFFIX, ADAPTERS, NO_ADAPTER, adapter_file, read_adapter
+from lorahub_edge.serve.adapter import ADAPTER_SUFFIX, ADAPTERS, NO_ADAPTER, Mix, adapter_file, read_adapter
 from lorahub_edge.serve.folder import ExportFolder, open_folder, with_adapter, without_prompt
-from lorahub_edge.serve.lora import Mix
 from lorahub_edge.sources import local_path
 
 MAX_NAME = 200

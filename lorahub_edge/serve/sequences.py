@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.folder import ExportFolder
-from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.settings import GenerationSettings, checked, likeliest, log_probabilities
 
 _REPLACEMENT = "�"  # what the tokenizer makes of half a character

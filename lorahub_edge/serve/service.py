@@ -14,13 +14,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from lorahub_edge.errors import InvalidInput
+from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.answer import Answer
 from lorahub_edge.serve.batching import Batcher, ShuttingDown
 from lorahub_edge.serve.chat import ChatRequest, ChatShape, chat_question, chat_tokens
 from lorahub_edge.serve.completions import CompletionRequest, CompletionShape
 from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
 from lorahub_edge.serve.loading import LoadRequest, UnloadRequest, watch
-from lorahub_edge.serve.lora import Mix
 from lorahub_edge.serve.metrics import Metrics
 from lorahub_edge.serve.model import OnnxModel
 from lorahub_edge.serve.models import Models, Served

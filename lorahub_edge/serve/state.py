@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lorahub_edge.serve.lora import Mix
+from lorahub_edge.serve.adapter import Mix
 
 Ids = NDArray[np.int64]
 OrtValue = Any

@@ -90,6 +90,24 @@ def test_a_graph_without_scales_runs_adapters_apart_and_answers_the_same(folder,
     assert [c.token_ids for c in answers(Engine(old), questions(models))] == [c.token_ids for c in expected]
 
 
+def test_a_file_that_was_read_anew_is_another_adapter_also_beside_the_old_one(folder, tmp_path):
+    """Answers under way go on with what they began with, in one step with those that began behind the change."""
+    like = folder / "adapters" / "run.safetensors"
+    models = Models(folder, [random_adapter(like, tmp_path / "a.safetensors", seed=1)])
+    old = models.resolve("a")
+    models.unload("a")
+    new = models.load("a", random_adapter(like, tmp_path / "a.safetensors", seed=4))
+    model = OnnxModel(models.base.files, n_threads=1)
+
+    def questions():
+        return [new_sequence(k, s.files, s.files.encode(TEXTS[0]), SETTINGS, s.mix) for k, s in enumerate((old, new))]
+
+    expected = [answers(Engine(model), [sequence])[0] for sequence in questions()]
+    assert expected[0].token_ids != expected[1].token_ids
+    found = answers(Engine(model), questions(), every=0)
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+
+
 def test_names_that_are_not_served_are_never_answered_by_another(folder):
     models = Models(folder)
     assert [served.name for served in models.all()] == ["base", "run", "second", "third"]
