@@ -104,11 +104,11 @@ def _metrics(
         later = [t for sample in samples for t in sample["token_s"][1:]]
         batch_s = [seconds for run in rounds for seconds in run["batch_s"]]
         metrics[name] = {
-            "total_s": _spread([s["total_s"] for s in samples]),
-            "first_token_s": _spread([s["token_s"][0] for s in samples]),
-            "token_s": _spread(later),
+            "total_s": spread([s["total_s"] for s in samples]),
+            "first_token_s": spread([s["token_s"][0] for s in samples]),
+            "token_s": spread(later),
             "batch_tokens_per_s": options.batch * options.tokens_out / float(np.median(batch_s)),
-            "load_s": _spread([run["load_s"] for run in rounds]),
+            "load_s": spread([run["load_s"] for run in rounds]),
             "peak_memory_bytes": max(run["peak_memory_bytes"] for run in rounds),
             "folder_bytes": folder_bytes(folders[name]),
             "samples": [{key: s[key] for key in ("total_s", "token_s")} for s in samples],
@@ -120,7 +120,8 @@ def _metrics(
     return metrics
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Minimum, median and 95th percentile."""
     p50, p95 = np.percentile(values, [50, 95])
     return {"min": min(values), "median": float(p50), "p95": float(p95)}
 

@@ -127,8 +127,9 @@ def service(folder: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen
         process.stderr.close()
 
 
-def _peak_bytes(process: subprocess.Popen[str]) -> int:
-    status = Path(f"/proc/{process.pid}/status").read_text()
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has held; 0 where the system does not say."""
+    status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(found.group(1)) * 1024 if found else 0
 
@@ -151,14 +152,14 @@ def main() -> None:
     words = sorted(open_folder(options.folder).tokenizer.get_vocab())[:200]
     prompts = [" ".join(random.Random(k).choices(words, k=20)) for k in range(50)]
     with service(options.folder, "--max-waiting", str(options.max_waiting), "--threads", "2") as (port, process):
-        before, memory_before = _ask(port, prompts[0], options.max_tokens), _peak_bytes(process)
+        before, memory_before = _ask(port, prompts[0], options.max_tokens), peak_bytes(process.pid)
         started = time.perf_counter()
         outcomes = load(
             port, prompts, n_clients=options.clients, n_requests=options.requests, max_tokens=options.max_tokens
         )
         seconds = time.perf_counter() - started
         same = _ask(port, prompts[0], options.max_tokens) == before
-        memory_after = _peak_bytes(process)
+        memory_after = peak_bytes(process.pid)
         process.send_signal(signal.SIGTERM)
         exit_code = process.wait(60)
     metrics = {

@@ -34,9 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.records import RESULTS, append, make_record
+from bench.serve import spread
+from bench.serve_load import peak_bytes
 
 BENCH = "serve-many"
 WORKER = Path(__file__).with_name("serve_many_worker.py")
@@ -130,14 +130,6 @@ def _is_ready(port: int) -> bool:
             return False
 
 
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process has held."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def measure(name: str, options: argparse.Namespace, n_clients: int) -> dict[str, Any]:
     """One contender under one number of clients."""
     command, environment = _command(name, options)
@@ -153,18 +145,13 @@ def measure(name: str, options: argparse.Namespace, n_clients: int) -> dict[str,
     between = [(a.total_s - a.first_s) / (a.n_tokens - 1) for a in answers if a.n_tokens > 1]
     return {
         "tokens_per_s": n_tokens / seconds,
-        "first_token_s": _spread([a.first_s for a in answers]),
-        "token_s": _spread(between),
-        "request_s": _spread([a.total_s for a in answers]),
+        "first_token_s": spread([a.first_s for a in answers]),
+        "token_s": spread(between),
+        "request_s": spread([a.total_s for a in answers]),
         "seconds": seconds,
         "n_requests": n_requests,
         "peak_memory_bytes": peak,
     }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    p50, p95 = np.percentile(values, [50, 95])
-    return {"min": min(values), "median": float(p50), "p95": float(p95)}
 
 
 def _command(name: str, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
