@@ -35,7 +35,7 @@ class Answer:
         prompts: texts, or token ids that are taken as they are.
         settings: one for each prompt.
         shape: of the answer.
-        mix: adapters; the model's own if None.
+        mix: adapters.
         timeout_s: an answer that takes longer is given up.
         exchange, metrics: where it is counted.
     """
@@ -47,7 +47,7 @@ class Answer:
         settings: Sequence[GenerationSettings],
         shape: Shape,
         *,
-        mix: Mix | None = None,
+        mix: Mix,
         timeout_s: float,
         exchange: Exchange,
         metrics: Metrics,
@@ -58,11 +58,11 @@ class Answer:
         self.metrics = metrics
         self.exchange = exchange
         self.started = time.monotonic()
-        self.n_later_tokens = 0  # of its longest answer, behind the first token
+        self._completions: dict[int, Completion] = {}
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
         self.jobs = [
-            Job(model.files, model.mix if mix is None else mix, prompt, each, self._receiver(row))
+            Job(model.files, mix, prompt, each, self._receiver(row))
             for row, (prompt, each) in enumerate(zip(prompts, settings, strict=True))
         ]
 
@@ -93,15 +93,14 @@ class Answer:
         if is_stream:
             first = await _unless_gone(request, anext(pieces))
             return _EventStream(self._events(first, pieces), self.give_up)
-        completions = await _unless_gone(request, self._collect(pieces))
-        return JSONResponse(self.shape.whole(completions))
+        await _unless_gone(request, self._collect(pieces))
+        return JSONResponse(self.shape.whole(self._in_order()))
 
     async def _pieces(self) -> _Pieces:
         """Pieces until every text is answered; leaving early gives the others up."""
-        n_open = len(self.jobs)
         is_first, first_s = True, 0.0
         try:
-            while n_open:
+            while len(self._completions) < len(self.jobs):
                 row, piece = await self._next()
                 if isinstance(piece, Exception):
                     raise piece
@@ -110,13 +109,14 @@ class Answer:
                     self.metrics.first_text_s.labels(model=self.model).observe(first_s)
                     is_first = False
                 if piece.completion is not None:
-                    n_open -= 1
+                    self._completions[row] = piece.completion
                     self._count(piece.completion)
                 yield row, piece
             whole_s = time.monotonic() - self.started
             self.metrics.request_s.labels(model=self.model).observe(whole_s)
-            if self.n_later_tokens > 0:
-                self.metrics.token_s.labels(model=self.model).observe((whole_s - first_s) / self.n_later_tokens)
+            n_later = max(len(c.token_ids) for c in self._completions.values()) - 1
+            if n_later > 0:
+                self.metrics.token_s.labels(model=self.model).observe((whole_s - first_s) / n_later)
         finally:
             self.give_up()
 
@@ -132,36 +132,28 @@ class Answer:
         n_prompt, n_answer = completion.n_prompt_tokens, len(completion.token_ids)
         self.metrics.prompt_tokens.labels(model=self.model).inc(n_prompt)
         self.metrics.answer_tokens.labels(model=self.model).inc(n_answer)
-        self.n_later_tokens = max(self.n_later_tokens, n_answer - 1)
         self.exchange.n_prompt_tokens += n_prompt
         self.exchange.n_answer_tokens += n_answer
 
-    async def _collect(self, pieces: _Pieces) -> list[Completion]:
-        found: dict[int, Completion] = {}
+    async def _collect(self, pieces: _Pieces) -> None:
         async with contextlib.aclosing(pieces):
-            async for row, piece in pieces:
-                if piece.completion is not None:
-                    found[row] = piece.completion
-        return [found[row] for row in range(len(self.jobs))]
+            async for _ in pieces:
+                pass
+
+    def _in_order(self) -> list[Completion]:
+        return [self._completions[row] for row in range(len(self.jobs))]
 
     async def _events(self, first: tuple[int, Piece], pieces: _Pieces) -> AsyncIterator[str]:
         """Server-sent events; an error is the last of them, and what is counted."""
         self.exchange.status = 499  # stays so if the client hangs up and this generator is closed
-        completions: dict[int, Completion] = {}
         try:
             async with contextlib.aclosing(pieces):
-                row, piece = first
-                while True:
-                    if piece.completion is not None:
-                        completions[row] = piece.completion
+                for chunk in self.shape.chunks(*first):
+                    yield _event(chunk)
+                async for row, piece in pieces:
                     for chunk in self.shape.chunks(row, piece):
                         yield _event(chunk)
-                    if len(completions) == len(self.jobs):
-                        break
-                    row, piece = await anext(pieces)
-                with contextlib.suppress(StopAsyncIteration):
-                    await anext(pieces)  # it counts the whole answer
-            for chunk in self.shape.last_chunks([completions[row] for row in range(len(self.jobs))]):
+            for chunk in self.shape.last_chunks(self._in_order()):
                 yield _event(chunk)
             self.exchange.status = 200
             yield "data: [DONE]\n\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lorahub_edge.serve.sequences import Logits, Piece, SequenceInMaking
-from lorahub_edge.serve.settings import checked, likeliest, log_probabilities
+from lorahub_edge.serve.sequences import Piece, SequenceInMaking
+from lorahub_edge.serve.settings import Logits, checked, likeliest, log_probabilities
 
 
 class Beams(SequenceInMaking):

@@ -87,11 +87,11 @@ class ChatRequest(AnswerRequest):
         return {"n_logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
 
-def chat_question(files: ExportFolder, template: ChatTemplate | None, messages: Sequence[ChatMessage]) -> str | None:
-    """The one question that is put into a model's own prompt, or None where the template makes the prompt.
+def chat_prompt(files: ExportFolder, template: ChatTemplate | None, messages: Sequence[ChatMessage]) -> str | list[int]:
+    """What a model reads of a chat: one question, which its own prompt is put around, or the template's token ids.
 
     Raises:
-        InvalidInput: neither can: there is no template.
+        InvalidInput: there is no template, and more than one question; see also `ChatTemplate.render`.
     """
     is_one = len(messages) == 1 and messages[0].role == "user"
     has_prompt = bool(files.prompt.before or files.prompt.after)
@@ -101,15 +101,6 @@ def chat_question(files: ExportFolder, template: ChatTemplate | None, messages: 
         raise InvalidInput(
             f"messages: this model has no chat template, so it takes one message of role user, received {len(messages)}"
         )
-    return None
-
-
-def chat_tokens(files: ExportFolder, template: ChatTemplate, messages: Sequence[ChatMessage]) -> list[int]:
-    """Token ids of a chat.
-
-    Raises:
-        InvalidInput: see `ChatTemplate.render`.
-    """
     text = template.render([message.model_dump(exclude_none=True) for message in messages])
     [encoding] = files.tokenizer.encode_batch([text], add_special_tokens=False)
     return list(encoding.ids)

@@ -92,7 +92,7 @@ class CompletionShape(Shape):
         return {"index": row, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, row: int, scores: Sequence[TokenScore]) -> dict[str, Any]:
-        tokens = [self.token_text(score) for score in scores]
+        tokens = [self.text_of(score.token_id) for score in scores]
         offset, offsets = self._n_said.get(row, 0), []
         for token in tokens:
             offsets.append(offset)

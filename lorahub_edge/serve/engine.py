@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.lane import Lane
 from lorahub_edge.serve.model import OnnxModel
-from lorahub_edge.serve.sequences import Logits, Piece, SequenceInMaking
+from lorahub_edge.serve.sequences import Piece, SequenceInMaking
+from lorahub_edge.serve.settings import Logits
 from lorahub_edge.serve.state import Ids, State
 
 READ_TOKENS = 128  # read in one part, padding counted: about as long as a few tokens of many answers
@@ -189,18 +190,17 @@ class Engine:
             reading.state, reading.ids[:, start:end], reading.mask[:, start:end], only_last=not is_scored
         )
         reading.n_read = end
-        for row, sequence in enumerate(reading.sequences):
-            if is_scored:
-                padding = length - len(sequence.prompt)
-                sequence.read_prompt(logits[row, max(0, padding - start) :], max(0, start - padding))
+        for row, sequence in enumerate(reading.sequences if is_scored else ()):
+            padding = length - len(sequence.prompt)
+            sequence.read_prompt(logits[row, max(0, padding - start) :], max(0, start - padding))
         return logits[:, -1] if end == length else None
 
     def _join(self, state: State, rows: dict[SequenceInMaking, list[int]]) -> None:
         mixes = [sequence.mix for sequence in rows]
         for lane in self._lanes:
-            others = [sequence.mix for sequence in lane.rows]
+            there = next(iter(lane.rows)).mix
             is_same_age = self.model.shares_ages or lane.state.n_positions == state.n_positions
-            if is_same_age and all(self.model.can_share(others[0], mix) for mix in mixes):
+            if is_same_age and all(self.model.can_share(there, mix) for mix in mixes):
                 lane.join(state, rows)
                 return
         self._lanes.append(Lane.of(state, rows))

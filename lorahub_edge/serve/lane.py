@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lorahub_edge.serve.model import OnnxModel
-from lorahub_edge.serve.sequences import Logits, SequenceInMaking
+from lorahub_edge.serve.sequences import SequenceInMaking
+from lorahub_edge.serve.settings import Logits
 from lorahub_edge.serve.state import State, of_rows
 
 # A state is copied to a smaller one once this share of its rows or positions is of no use. A copy costs a few steps;

@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line
 from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.folder import ExportFolder, open_folder
 from lorahub_edge.serve.lora import SideInputs
-from lorahub_edge.serve.state import Ids, State, new_value, of_rows
+from lorahub_edge.serve.settings import Logits
+from lorahub_edge.serve.state import OF_ENCODER, Ids, State, new_value, of_rows
 
 MIN_ONNXRUNTIME = (1, 20)
 # Inputs with a default (docs/format.md): which positions of a decoder's cache count, and which logits are wanted.
 _SELF_MASK, _LOGITS_FROM = "decoder_attention_mask", "logits_from"
-
-Logits = NDArray[np.float32]
 
 
 class OnnxModel:
@@ -74,11 +72,10 @@ class OnnxModel:
         """
         prefix = np.zeros((len(prompts), 0), np.int64) if prefix is None else prefix
         ids, mask = self.padded(prompts)
+        state = self.empty(len(prompts), mixes)
         if self._encoder is None:
-            state = self.empty(len(prompts), mixes)
             together = np.concatenate([mask, np.ones_like(prefix)], 1)
             return state, self.read(state, np.concatenate([ids, prefix], 1), together)[:, ids.shape[1] - 1 :]
-        state = self.empty(len(prompts), mixes)
         feeds = {"input_ids": new_value(ids), "attention_mask": new_value(mask), **self._sides[0].feeds(state.mixes)}
         state.hidden = self._encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
         state.encoder_mask = mask
@@ -130,7 +127,7 @@ class OnnxModel:
         """Memory of caches. The decoder's exist twice during a step: as they were, and longer by what was read."""
         total = 0
         for name, (heads, width) in self._caches.items():
-            n = n_encoder_positions if ".encoder." in name else 2 * n_positions
+            n = n_encoder_positions if OF_ENCODER in name else 2 * n_positions
             total += 4 * n_rows * heads * width * n
         return total
 

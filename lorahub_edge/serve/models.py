@@ -64,23 +64,24 @@ class Models:
 
     def __init__(self, folder: str | Path | ExportFolder, adapters: Sequence[str | Path] = ()) -> None:
         opened = folder if isinstance(folder, ExportFolder) else open_folder(folder, adapter=NO_ADAPTER)
-        self.takes_adapters = opened.record.get("adapter") is not None
+        takes_adapters = opened.record.get("adapter") is not None
         self._lock = threading.Lock()
         self._adapters: dict[str, Served] = {}
         self._watched: list[Path] = []
         self._left_out: dict[Path, tuple[int, int]] = {}  # until its stamp is another one
         root = opened.folder.resolve()
         name = root.name.encode("utf-8", "replace").decode()
-        files = without_prompt(opened) if self.takes_adapters else opened
+        files = without_prompt(opened) if takes_adapters else opened
         self.base = Served(name, files, str(root), created=int(time.time()))
         self.default = self.base.name
         if opened.adapter is not None:
             alone = Served(opened.adapter.name, opened, str(root), name, self.base.created)
             self._adapters, self.default = {alone.name: alone}, alone.name
-        elif self.takes_adapters:
+        elif takes_adapters:
             self._open(adapters, str(opened.record["adapter"]["default"]))
-        for spec in () if self.takes_adapters else adapters:
-            adapter_file(opened.folder, opened.record, spec)  # says why not
+        else:
+            for spec in adapters:
+                adapter_file(opened.folder, opened.record, spec)  # says why not
 
     def _open(self, adapters: Sequence[str | Path], default: str) -> None:
         own = self.base.files.folder / ADAPTERS

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.models import Served
-from lorahub_edge.serve.sequences import Completion, Piece, TokenScore
+from lorahub_edge.serve.sequences import Completion, Piece
 from lorahub_edge.serve.settings import MAX_STOPS, GenerationSettings
 
 MAX_ANSWERS = 16  # of one request: its prompts, each as often as `n` says
@@ -258,10 +258,6 @@ class Shape(ABC):
     @abstractmethod
     def chunk_choices(self, row: int, piece: Piece) -> list[dict[str, Any]]:
         """A piece of one answer, as one choice or several behind one another."""
-
-    def token_text(self, score: TokenScore) -> str:
-        """A token alone."""
-        return self.text_of(score.token_id)
 
     def text_of(self, token_id: int) -> str:
         """A token's text, special ones by their names."""

@@ -9,15 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.folder import ExportFolder
-from lorahub_edge.serve.settings import GenerationSettings, checked, likeliest, log_probabilities
+from lorahub_edge.serve.settings import GenerationSettings, Logits, checked, likeliest, log_probabilities
 
 _REPLACEMENT = "�"  # what the tokenizer makes of half a character
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

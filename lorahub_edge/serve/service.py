@@ -17,7 +17,7 @@ from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.answer import Answer
 from lorahub_edge.serve.batching import Batcher, ShuttingDown
-from lorahub_edge.serve.chat import ChatRequest, ChatShape, chat_question, chat_tokens
+from lorahub_edge.serve.chat import ChatRequest, ChatShape, chat_prompt
 from lorahub_edge.serve.completions import CompletionRequest, CompletionShape
 from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
 from lorahub_edge.serve.loading import LoadRequest, UnloadRequest, watch
@@ -191,12 +191,10 @@ class Service:
         asked = read_request(await request.body(), ChatRequest)
         asked.check()
         served = self.models.resolve(asked.model)
-        prompt: str | list[int] | None = chat_question(served.files, self.template, asked.messages)
-        if prompt is None and self.template is not None:
-            prompt = await asyncio.to_thread(chat_tokens, served.files, self.template, asked.messages)
+        prompt = await asyncio.to_thread(chat_prompt, served.files, self.template, asked.messages)
         settings = asked.settings(served, self.settings.max_new_tokens)
         shape = ChatShape(asked, served, request.scope[EXCHANGE].id)
-        return await self._answer(request, asked, served, [prompt or ""] * asked.n, settings, shape)
+        return await self._answer(request, asked, served, [prompt] * asked.n, settings, shape)
 
     async def _answer(
         self,

@@ -16,6 +16,8 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
 MAX_LOGPROBS = 20
 
+Logits = NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -92,7 +94,7 @@ class Chooser:
         self._settings = settings
         self._rng = np.random.default_rng(settings.seed)
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
+    def choose(self, logits: Logits) -> int:
         """A token from logits (vocabulary,); -inf is a token that cannot be.
 
         Raises:
@@ -117,7 +119,7 @@ class Chooser:
         return int(order[min(place, len(order) - 1)])
 
 
-def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_probabilities(logits: Logits) -> NDArray[np.float64]:
     """Logits (..., vocabulary) as log-probabilities of the same shape."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -131,7 +133,7 @@ def likeliest(values: NDArray[np.float64], n: int) -> list[int]:
     return [int(place) for place in best[np.argsort(-values[best], kind="stable")]]
 
 
-def checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def checked(logits: Logits) -> Logits:
     """Logits (..., vocabulary), as they are.
 
     Raises:

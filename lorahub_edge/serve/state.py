@@ -20,7 +20,7 @@ from lorahub_edge.serve.adapter import Mix
 Ids = NDArray[np.int64]
 OrtValue = Any
 
-_OF_ENCODER = ".encoder."  # in the names of caches that the encoder's output gives
+OF_ENCODER = ".encoder."  # in the names of caches that the encoder's output gives
 
 
 @dataclass
@@ -60,7 +60,7 @@ class State:
         """Overwrite rows by rows of another state, which may be this one; it must not be longer."""
         sources = list(sources)
         for name, value in self.past.items():
-            self._fill(view(value), rows, view(other.past[name]), sources, is_right=_OF_ENCODER not in name)
+            self._fill(view(value), rows, view(other.past[name]), sources, is_right=OF_ENCODER not in name)
         self._fill(self.mask[:, None], rows, other.mask[:, None], sources, is_right=True)
         if self.hidden is not None and self.encoder_mask is not None and other.encoder_mask is not None:
             self._fill(view(self.hidden)[:, None], rows, view(other.hidden)[:, None], sources, is_right=False)
@@ -104,7 +104,7 @@ def of_rows(parts: Sequence[tuple[State, Sequence[int]]]) -> State:
 
     def empty(name: str, like: OrtValue) -> OrtValue:
         _, heads, _, width = like.shape()
-        return new_value(np.empty((n_rows, heads, n_encoder if _OF_ENCODER in name else n, width), np.float32))
+        return new_value(np.empty((n_rows, heads, n_encoder if OF_ENCODER in name else n, width), np.float32))
 
     result = State(
         {name: empty(name, value) for name, value in first.past.items()}, np.zeros((n_rows, n), np.int64), [()] * n_rows

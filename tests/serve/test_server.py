@@ -168,7 +168,7 @@ def test_a_timeout_is_one_before_python_3_11_too(monkeypatch):
 
     async def wait():
         model, exchange = answer.Served("m", None, ""), answer.Exchange("", "", "", {})
-        waiting = answer.Answer(model, (), [], None, timeout_s=1, exchange=exchange, metrics=None)
+        waiting = answer.Answer(model, (), [], None, mix=(), timeout_s=1, exchange=exchange, metrics=None)
         await waiting._next()
 
     monkeypatch.setattr(asyncio, "TimeoutError", Older)
