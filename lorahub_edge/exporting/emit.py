@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from lorahub_edge.exporting.forms import INT8_FORMS, SPLIT, LayerForm
 from lorahub_edge.exporting.graphs import OPSET, Axes, Traced
@@ -19,10 +19,14 @@ from lorahub_edge.exporting.nodes import needed_tensors, node_as_division, node_
 from lorahub_edge.exporting.onnx_file import BigTensor
 from lorahub_edge.exporting.symbols import CROSS, DOMAIN, EMBEDDING, LATER, LINEAR
 from lorahub_edge.exporting.weights import Weights
+from lorahub_edge.exporting.writer import Scope, Writer
 from lorahub_edge.serve.adapter import SCALE_INPUT, input_names
 
 # Opset 21 came with version 10; onnxruntime reads it from 1.18 on.
 IR_VERSION = 10
+# 1.0, but not as a constant: onnxruntime would multiply a constant into the weights' scales before it looks for the
+# nodes that it makes one operation.
+UNIT = "edge_unit"
 
 
 def emit(
@@ -40,35 +44,26 @@ def emit(
     return _Emitter(traced, weights, forms, adapted or {}).emit()
 
 
-class _Scope:
-    """The nodes of a graph or of a branch in it, and the inputs that were quantised there already."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.quantised: dict[str, tuple[str, str]] = {}
-
-
-class _Emitter:
+class _Emitter(Writer):
     def __init__(
         self, traced: Traced, weights: Weights, forms: Mapping[str, LayerForm], adapted: Mapping[str, str]
     ) -> None:
+        super().__init__()
         self.traced = traced
         self.weights = weights
         self.forms = forms
         self.adapted = adapted
         self.optional: dict[str, Axes] = {}
-        self.small: dict[str, Any] = {}
-        self.big: dict[str, BigTensor] = {}
-        self.n_names = 0
         linears = [n for n in traced.model.graph.node if n.domain == DOMAIN and n.op_type == LINEAR]
         self.linear_targets = {node_attributes(n)["target"] for n in linears}
         self.groups = self._groups(linears)
 
     def emit(self) -> tuple[Any, list[BigTensor]]:
         graph = self.traced.model.graph
-        scope = _Scope()
+        scope = Scope()
         for name, (axes, default) in self.traced.optional.items():
             self.optional_input(name, axes, default)
+        self._unit(scope)
         reciprocals = {n.output[0]: n for n in graph.node if n.op_type == "Reciprocal"}
         taken: dict[str, str] = {}
         for node in graph.node:
@@ -98,6 +93,10 @@ class _Emitter:
         model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="lorahub_edge")
         return model, list(self.big.values())
 
+    def _unit(self, scope: Scope) -> None:
+        size = self.add(scope, "Size", next(iter(self.traced.inputs)))
+        self.add(scope, "Cast", self.add(scope, "Equal", size, size), to=TensorProto.FLOAT, output=UNIT)
+
     def _groups(self, linears: list[Any]) -> dict[str, list[tuple[str, str]]]:
         """First output of a group -> (target, output) of each: int8 layers with one input become one product."""
         by_input: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -109,7 +108,7 @@ class _Emitter:
             by_input.setdefault(key, []).append((target, node.output[0]))
         return {group[0][1]: group for group in by_input.values()}
 
-    def _symbol(self, scope: _Scope, node: Any) -> None:
+    def _symbol(self, scope: Scope, node: Any) -> None:
         found = node_attributes(node)
         if node.op_type == LINEAR:
             if node.output[0] in self.groups:  # the others of its group come with the first
@@ -122,30 +121,7 @@ class _Emitter:
         else:
             raise ValueError(f"emit: no such symbol {node.op_type}")
 
-    def add(self, scope: _Scope, op_type: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Append a node; returns the name of its output."""
-        output = output or self.name(op_type)
-        scope.nodes.append(helper.make_node(op_type, list(inputs), [output], **attributes))
-        return output
-
-    def name(self, stem: str) -> str:
-        """A name that no other value has."""
-        self.n_names += 1
-        return f"edge_{stem}_{self.n_names}"
-
-    def constant(self, value: Any, dtype: Any) -> str:
-        """A small tensor; equal ones are one."""
-        array = np.asarray(value, dtype)
-        name = f"edge_{array.dtype}_{'x'.join(map(str, array.shape))}_{'_'.join(map(str, array.ravel()))}"
-        self.small.setdefault(name, numpy_helper.from_array(array, name))
-        return name
-
-    def keep(self, tensor: BigTensor) -> str:
-        """Note a big tensor; returns its name."""
-        self.big.setdefault(tensor.name, tensor)
-        return tensor.name
-
-    def linear(self, scope: _Scope, x: str, layers: Sequence[tuple[str, str]]) -> None:
+    def linear(self, scope: Scope, x: str, layers: Sequence[tuple[str, str]]) -> None:
         """output = x @ W.T + bias for each (target, output), all in one form and, in int8, by one product."""
         targets = tuple(target for target, _ in layers)
         form, biases = self.forms[targets[0]].form, [self.weights.bias(target) for target in targets]
@@ -171,7 +147,7 @@ class _Emitter:
             if side is not None:
                 self.add(scope, "Add", product, side, output=output)
 
-    def _side_path(self, scope: _Scope, x: str, target: str) -> str:
+    def _side_path(self, scope: Scope, x: str, target: str) -> str:
         """((x @ A.T) * scale) @ B.T in float32; A and B are zeros and the scale is 1 unless they are given."""
         n_out, n_in = self.weights.shape(target)
         rank = f"{target}.rank"
@@ -188,62 +164,59 @@ class _Emitter:
         self.optional[name] = axes
         self.constant_of(default, name)
 
-    def constant_of(self, values: Any, name: str) -> str:
-        """A tensor of some size that stays in the graph itself."""
-        self.small.setdefault(name, numpy_helper.from_array(values, name))
-        return name
-
-    def _int8_rows(self, scope: _Scope, x: str, targets: tuple[str, ...], output: str) -> None:
+    def _int8_rows(self, scope: Scope, x: str, targets: tuple[str, ...], output: str) -> None:
         if x not in scope.quantised:
-            scope.quantised[x] = self._quantise_rows(scope, x)[1:]
+            steps, scale = self._in_steps(scope, x)
+            scope.quantised[x] = (self._as_codes(scope, steps), scale)
         codes, x_scale = scope.quantised[x]
         self.add(scope, "Mul", self._int8_product(scope, codes, targets), x_scale, output=output)
 
-    def _int8_split(self, scope: _Scope, x: str, targets: tuple[str, ...], output: str) -> None:
+    def _int8_split(self, scope: Scope, x: str, targets: tuple[str, ...], output: str) -> None:
         """x = scale * (high + low / 254), both int8; one product of both with the weight, which is read once."""
         key = f"{x} in two parts"
         if key not in scope.quantised:
-            steps, high, scale = self._quantise_rows(scope, x)
-            rest = self.add(scope, "Sub", self.add(scope, "Div", x, scale), steps)
-            low = self._as_codes(scope, self.add(scope, "Mul", rest, self.constant(SPLIT, np.float32)))[1]
-            scope.quantised[key] = (self.add(scope, "Concat", high, low, axis=1), scale)
+            steps, scale = self._in_steps(scope, x)
+            rest = self.add(scope, "Sub", steps, self.add(scope, "Round", steps))
+            low = self.add(scope, "Mul", rest, self.constant(SPLIT, np.float32))
+            scope.quantised[key] = (self._as_codes(scope, self.add(scope, "Concat", steps, low, axis=0)), scale)
         codes, x_scale = scope.quantised[key]
         product = self._int8_product(scope, codes, targets)
         high, low = self.name("high"), self.name("low")
-        scope.nodes.append(helper.make_node("Split", [product], [high, low], axis=1, num_outputs=2))
+        scope.nodes.append(helper.make_node("Split", [product], [high, low], axis=0, num_outputs=2))
         low = self.add(scope, "Div", low, self.constant(SPLIT, np.float32))
         self.add(scope, "Mul", self.add(scope, "Add", high, low), x_scale, output=output)
 
-    def _int8_product(self, scope: _Scope, codes: str, targets: tuple[str, ...]) -> str:
-        """float32: codes @ weight, times the weight's scales."""
+    def _int8_product(self, scope: Scope, codes: str, targets: tuple[str, ...]) -> str:
+        """float32: codes @ weight, times the weight's scales; onnxruntime makes these nodes one operation.
+
+        It does so where a scale of the whole input is a factor as well, for which UNIT stands. The rows' own scales
+        come later: it would take them for one.
+        """
         weight = self.keep(self.weights.codes_transposed(*targets))
         product = self.add(scope, "MatMulInteger", codes, weight, self.constant(128, np.uint8))
-        values = self.add(scope, "Cast", product, to=TensorProto.FLOAT)
-        # the weight's scale first: onnxruntime would take the product of both scales for one scale per tensor
-        return self.add(scope, "Mul", values, self.keep(self.weights.row_scale(*targets)))
+        scales = self.add(scope, "Mul", UNIT, self.keep(self.weights.row_scale(*targets)))
+        return self.add(scope, "Mul", self.add(scope, "Cast", product, to=TensorProto.FLOAT), scales)
 
-    def _quantise_rows(self, scope: _Scope, x: str) -> tuple[str, str, str]:
-        """Whole steps as float32, the same as codes, and each row's scale; a row of zeros has scale 0, so any codes."""
+    def _in_steps(self, scope: Scope, x: str) -> tuple[str, str]:
+        """x in steps of its row's scale, not rounded yet, and the scales; a row of zeros has scale 0, so any steps."""
         absmax = self.add(scope, "ReduceMax", self.add(scope, "Abs", x), self.constant([-1], np.int64), keepdims=1)
         scale = self.add(scope, "Div", absmax, self.constant(127, np.float32))
-        return (*self._as_codes(scope, self.add(scope, "Div", x, scale)), scale)
+        return self.add(scope, "Div", x, scale), scale
 
-    def _as_codes(self, scope: _Scope, values: str) -> tuple[str, str]:
-        """Rounded values, and the same as uint8 with zero point 128: int8 by another name, fast on every CPU."""
-        steps = self.add(scope, "Round", values)
-        shifted = self.add(scope, "Add", steps, self.constant(128, np.float32))
-        return steps, self.add(scope, "Cast", shifted, to=TensorProto.UINT8)
+    def _as_codes(self, scope: Scope, steps: str) -> str:
+        """Rounded to uint8 with zero point 128: int8 by another name, fast on every CPU."""
+        return self.add(scope, "QuantizeLinear", steps, self.constant(1, np.float32), self.constant(128, np.uint8))
 
-    def _float_weight(self, scope: _Scope, target: str, form: str) -> str:
+    def _float_weight(self, scope: Scope, target: str, form: str) -> str:
         if target == self.weights.embedding:  # one copy for both uses
             rows = self._as_float32(scope, self.keep(self.weights.rows(target, form)), form)
             return self.add(scope, "Transpose", rows, perm=[1, 0])
         return self._as_float32(scope, self.keep(self.weights.float_transposed(target, form)), form)
 
-    def _as_float32(self, scope: _Scope, name: str, form: str) -> str:
+    def _as_float32(self, scope: Scope, name: str, form: str) -> str:
         return self.add(scope, "Cast", name, to=TensorProto.FLOAT) if form == "fp16" else name
 
-    def embedding(self, scope: _Scope, ids: str, target: str, output: str) -> None:
+    def embedding(self, scope: Scope, ids: str, target: str, output: str) -> None:
         """Rows of the embedding; of the head's own tensor if the graph has that as well."""
         form = self.forms[target].form if target in self.linear_targets else self.weights.embedding_form
         if form in ("fp32", "fp16"):
@@ -255,13 +228,13 @@ class _Emitter:
         scale = self.add(scope, "Unsqueeze", scale, self.constant([-1], np.int64))
         self.add(scope, "Mul", codes, scale, output=output)
 
-    def _as_float32_rows(self, scope: _Scope, rows: str, form: str, output: str) -> None:
+    def _as_float32_rows(self, scope: Scope, rows: str, form: str, output: str) -> None:
         if form == "fp16":
             self.add(scope, "Cast", rows, to=TensorProto.FLOAT, output=output)
         else:
             self.add(scope, "Identity", rows, output=output)
 
-    def _embedding_codes(self, scope: _Scope, ids: str, target: str) -> str:
+    def _embedding_codes(self, scope: Scope, ids: str, target: str) -> str:
         if target not in self.linear_targets:
             codes = self.add(scope, "Gather", self.keep(self.weights.codes(target)), ids)
         else:  # stored (in, out) for the head: pick columns
@@ -269,10 +242,10 @@ class _Emitter:
             codes = self.add(scope, "Transpose", columns, perm=[1, 2, 0])
         return self.add(scope, "Cast", codes, to=TensorProto.FLOAT)
 
-    def cross_attention(self, scope: _Scope, node: Any, attributes: Mapping[str, Any]) -> None:
+    def cross_attention(self, scope: Scope, node: Any, attributes: Mapping[str, Any]) -> None:
         """One branch for all layers: caches as they were given, or projections of the encoder's output."""
         condition, hidden, *past = node.input
-        reused, fresh = _Scope(), _Scope()
+        reused, fresh = Scope(), Scope()
         branches: dict[str, Any] = {}
         for name, branch in (("then_branch", reused), ("else_branch", fresh)):
             outputs = []
@@ -292,7 +265,7 @@ class _Emitter:
         scope.nodes.append(helper.make_node("If", [condition], list(node.output), **branches))
 
     def _project_heads(
-        self, scope: _Scope, hidden: str, target: str, attributes: Mapping[str, Any], output: str
+        self, scope: Scope, hidden: str, target: str, attributes: Mapping[str, Any], output: str
     ) -> None:
         flat = self.name("projected")
         self.linear(scope, hidden, [(target, flat)])

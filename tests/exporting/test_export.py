@@ -88,6 +88,27 @@ def test_heads_of_a_group_read_the_cache_as_it_is(export_base):
     assert sorted(readers) == ["MatMul"] * 2 + ["Transpose"] * 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "stem"), [("t5", "encoder_model"), ("t5", "decoder_model_merged"), ("llama", "model")]
+)
+def test_an_int8_product_and_its_scales_are_one_operation_of_onnxruntime(export_base, tmp_path, kind, stem):
+    """Also in the branch of the cross-attention, and with inputs in one part (T5) and in two (Llama)."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(export_base(kind).folder / "onnx" / f"{stem}_int8.onnx", options)
+    operations = [node.op_type for node in all_nodes(onnx.load(tmp_path / "optimised.onnx").graph)]
+    assert operations.count("MatMulIntegerToFloat") > 0
+    assert "MatMulInteger" not in operations
+
+
+def all_nodes(graph):
+    """A graph's nodes, and those of its branches."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g)
+
+
 def test_a_run_is_verified_on_its_examples(exported):
     report = json.loads((exported / "verification.json").read_text())
     assert [c["kind"] for c in report["cases"]][:5] == ["example"] * 4 + ["examples in one batch"]
