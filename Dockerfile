@@ -20,8 +20,8 @@ USER 10001:10001
 # onnxruntime 1.31 has telemetry, and it is on by default.
 ENV PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000
-# Open without a key, and 127.0.0.1 is always an allowed name.
+# Open without a key, and 127.0.0.1 is always an allowed name. A service that is about to stop is still alive.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
+  CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status != 200)"]
 # `docker run` may add options: --adapter, --allowed-host, --threads ... The key comes as -e LORAHUB_EDGE_API_KEY.
 ENTRYPOINT ["lorahub-edge", "serve", "/model", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,6 +1,6 @@
 """Many adapters on one base: what they take of memory, and what rows with adapters of their own cost in a step.
 
-A step's rows may have different adapters in three ways, which are timed in turns:
+A step's rows may have different adapters in three ways, which are timed in turns, in an order drawn anew each time:
 
     stack     what the service does: A and B of all adapters one below the other, and a scale per row and rank
     gather    each row's own A and B, copied from a table of all, and a product per row; the side path alone is timed
@@ -17,6 +17,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -188,10 +189,11 @@ def _run_of(nodes: list[Any], feeds: Mapping[str, NDArray[Any]], outputs: list[s
 
 def _medians(timed: Mapping[str, Timed]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
+    rng = random.Random(0)
     for _ in range(_REPEATS):
-        for name, run in timed.items():
+        for name in rng.sample(list(timed), len(timed)):
             started = time.perf_counter()
-            run()
+            timed[name]()
             seconds[name].append(time.perf_counter() - started)
     return {name: 1e3 * statistics.median(values[2:]) for name, values in seconds.items()}
 

@@ -98,30 +98,32 @@ class Answer:
 
     async def _pieces(self) -> _Pieces:
         """Pieces until every text is answered; leaving early gives the others up."""
-        is_first, first_s = True, 0.0
+        first: tuple[int, Piece, float] | None = None
         try:
             while len(self._completions) < len(self.jobs):
                 row, piece = await self._next()
                 if isinstance(piece, Exception):
                     raise piece
-                if is_first:
-                    first_s = time.monotonic() - self.started
-                    self.metrics.first_text_s.labels(model=self.model).observe(first_s)
-                    is_first = False
+                first = first or (row, piece, self._seconds())
+                if piece is first[1]:
+                    self.metrics.first_text_s.labels(model=self.model).observe(first[2])
                 if piece.completion is not None:
                     self._completions[row] = piece.completion
                     self._count(piece.completion)
+                    if row == first[0] and (n_later := piece.n_tokens - first[1].n_tokens) > 0:
+                        seconds = (self._seconds() - first[2]) / n_later
+                        self.metrics.token_s.labels(model=self.model).observe(seconds)
                 yield row, piece
-            whole_s = time.monotonic() - self.started
-            self.metrics.request_s.labels(model=self.model).observe(whole_s)
-            n_later = max(len(c.token_ids) for c in self._completions.values()) - 1
-            if n_later > 0:
-                self.metrics.token_s.labels(model=self.model).observe((whole_s - first_s) / n_later)
+            self.metrics.request_s.labels(model=self.model).observe(self._seconds())
         finally:
             self.give_up()
 
+    def _seconds(self) -> float:
+        """Since the request came."""
+        return time.monotonic() - self.started
+
     async def _next(self) -> tuple[int, Piece | Exception]:
-        left = self.timeout_s - (time.monotonic() - self.started)
+        left = self.timeout_s - self._seconds()
         try:
             return await asyncio.wait_for(self._news.get(), max(left, 0.001))
         except asyncio.TimeoutError as error:  # before Python 3.11 this is not TimeoutError

@@ -173,6 +173,10 @@ def _open(folder: Path, record: Mapping[str, Any], adapter: Adapter | None, toke
         _checked("record", {name: record[name] for name in _NAMES}, _NAMES)
         _checked("generation", {"max_positions": record["generation"].get("max_positions")}, _POSITIONS)
         missing = [path.name for path in graphs.values() if not path.is_file()]
+    n_tokens = tokenizer.get_vocab_size()
+    if beyond := [mark for mark in (*prompt.opening_ids, *prompt.closing_ids) if mark >= n_tokens]:
+        whose = folder / RECORD if adapter is None else f"adapter {adapter.name}"
+        raise UnsupportedFormat(f"{whose}: its prompt has the token {beyond[0]} of {n_tokens}; export again")
     if missing:
         raise UnsupportedFormat(f"{folder}: {missing[0]} is missing; export again")
     values["end_ids"] = tuple(values["end_ids"])

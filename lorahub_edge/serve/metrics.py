@@ -27,7 +27,7 @@ class Metrics:
         self.request_s = self._histogram("request_seconds", "From request to whole answer.", _SECONDS, "model")
         self.first_text_s = self._histogram("first_text_seconds", "From request to first text.", _SECONDS, "model")
         self.token_s = self._histogram(
-            "token_seconds", "Mean time of a request's tokens behind its first text.", _STEP_SECONDS, "model"
+            "token_seconds", "Mean time of a token behind the first text.", _STEP_SECONDS, "model"
         )
         self.batch_size = self._histogram("batch_size", "Texts that share a step.", _SIZES)
         self.step_s = self._histogram("step_seconds", "One step of all of them.", _STEP_SECONDS)

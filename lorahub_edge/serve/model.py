@@ -42,6 +42,9 @@ class OnnxModel:
         _check_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Which buffers could be shared is looked for among all pairs of thousands of nodes: 6 of 7 seconds of loading a
+        # decoder. Memory that is free again is used again without it (docs/log.md).
+        options.enable_mem_reuse = False
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
         if n_threads is not None:
             if n_threads < 1:

@@ -213,6 +213,7 @@ Q = "encoder.block.0.layer.0.SelfAttention.q"
         (None, lambda r: {**r, "base_files": {"model.safetensors": "0" * 64}}, InvalidInput, "for another base"),
         (None, lambda r: {**r, "format": "x/9"}, UnsupportedFormat, "expected format lorahub-edge-adapter/1"),
         (None, lambda r: {"format": r["format"]}, UnsupportedFormat, "expected a file that lorahub-edge export"),
+        (None, lambda r: r | {"prompt": r["prompt"] | {"closing_ids": [9999]}}, UnsupportedFormat, "the token 9999 of"),
         (lambda n, t: None if n == f"{Q}.lora_B" else t, None, UnsupportedFormat, f"one factor of '{Q}' is missing"),
         (lambda n, t: t[:, :-1].copy() if n == f"{Q}.lora_A" else t, None, UnsupportedFormat, r"received \(4, 31\)"),
         (lambda n, t: t * np.float32(np.nan) if n == f"{Q}.lora_A" else t, None, UnsupportedFormat, "not finite"),

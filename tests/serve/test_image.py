@@ -36,4 +36,6 @@ def test_the_entry_point_is_a_command_of_ours() -> None:
     assert (result.exit_code, "/model" in result.output) == (1, True)  # 2 would be wrong usage
     port = arguments[arguments.index("--port") + 1]
     assert only(r"^EXPOSE (\d+)$") == port
-    assert f"'127.0.0.1', {port}," in only(r"^HEALTHCHECK .*CMD (.*)$")
+    check = only(r"^HEALTHCHECK .*CMD (.*)$")
+    assert f"'127.0.0.1', {port}," in check
+    assert "'/livez'" in check  # /health says 503 while answers are finished

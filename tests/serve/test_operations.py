@@ -122,6 +122,14 @@ def test_metrics_are_counted_by_model(model, folder):
         assert f"lorahub_edge_{name}" in text
 
 
+def test_an_answer_whose_first_text_is_its_last_tells_nothing_of_further_tokens(model):
+    with running(model) as client:
+        for stop, n in ((["x" * 1000], 0), (None, 1)):  # so much is held back until the end
+            assert client.complete(prompt=TEXT, max_tokens=4, stop=stop)[0] == 200
+            text = client.request("GET", "/metrics")[1]
+            assert text.count("lorahub_edge_token_seconds_count{") == n
+
+
 def test_a_clients_own_request_id_is_kept_if_it_is_a_name(model, caplog):
     with running(model) as client, caplog.at_level(logging.INFO, "lorahub_edge.serve"):
         for given, is_kept in (("job-7.a", True), ("x" * 65, False), ("a b", False)):
