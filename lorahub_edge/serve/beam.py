@@ -46,7 +46,7 @@ class Beams(SequenceInMaking):
         if not self._is_over:
             return None
         whole = self._completion(max(self._finished, key=lambda pair: pair[0])[1])
-        return Piece(self.index, whole.text, len(whole.token_ids), whole)
+        return Piece(self.index, whole.text, len(self.prompt), len(whole.token_ids), whole)
 
     def _continue(self, totals: NDArray[np.float64]) -> list[tuple[float, int, int]]:
         """The (score, beam, token) that go on; those that end are set aside."""

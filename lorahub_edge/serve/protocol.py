@@ -66,6 +66,7 @@ class StreamOptions(Body):
     """What a stream holds besides its text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: in every chunk
 
 
 class LoraScale(Body):
@@ -94,6 +95,7 @@ class AnswerRequest(Body):
     n_beams: int = 1
     seed: int | None = Field(default=None, ge=0)
     stop: Annotated[tuple[str, ...], texts(MAX_STOPS)] = ()
+    ignore_eos: bool = False  # vLLM's: an answer goes on behind the model's end tokens, as load tests want it
     stream: bool = False
     stream_options: StreamOptions | None = None
     lora: list[LoraScale] | None = Field(default=None, max_length=_MAX_LORAS)
@@ -232,6 +234,7 @@ class Shape(ABC):
 
     def __init__(self, asked: AnswerRequest, served: Served, request_id: str) -> None:
         self.wants_usage = asked.wants_usage
+        self._always_usage = asked.stream_options is not None and asked.stream_options.continuous_usage_stats
         self.served = served
         self._head = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": served.name}
 
@@ -242,8 +245,9 @@ class Shape(ABC):
 
     def chunks(self, row: int, piece: Piece) -> list[dict[str, Any]]:
         """What a stream says of a piece."""
-        choices = self.chunk_choices(row, piece)
-        return [{**self._head, "object": self.chunk_kind, "choices": [choice]} for choice in choices]
+        counted = {"usage": _usage(piece.n_prompt_tokens, piece.n_tokens)} if self._always_usage else {}
+        head = {**self._head, "object": self.chunk_kind, **counted}
+        return [{**head, "choices": [choice]} for choice in self.chunk_choices(row, piece)]
 
     def last_chunks(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """What a stream says at its end."""
@@ -267,7 +271,10 @@ class Shape(ABC):
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
     """Numbers of tokens."""
     n_prompt = sum(c.n_prompt_tokens for c in completions)
-    n_answer = sum(len(c.token_ids) for c in completions)
+    return _usage(n_prompt, sum(len(c.token_ids) for c in completions))
+
+
+def _usage(n_prompt: int, n_answer: int) -> dict[str, int]:
     return {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
 
 

@@ -56,12 +56,13 @@ class Completion:
 class Piece:
     """News of one answer: further text with the scores of its tokens, and the whole answer once it is finished.
 
-    `n_tokens` counts all tokens of the answer until now. The first piece has the scores of the prompt, if they were
+    Tokens are counted from the answer's beginning. The first piece has the scores of the prompt, if they were
     asked for.
     """
 
     row: int
     text: str
+    n_prompt_tokens: int
     n_tokens: int
     completion: Completion | None = None
     scores: tuple[TokenScore, ...] = ()
@@ -194,7 +195,8 @@ class OneRow(SequenceInMaking):
         new, scores = text[self._n_sent :], tuple(self._scores[self._n_scores_sent :])
         prompt_scores = () if self._is_begun else tuple(self.prompt_scores)
         self._n_sent, self._n_scores_sent, self._is_begun = len(text), len(self._scores), True
-        return Piece(self.index, new, len(self._token_ids), completion, scores, prompt_scores)
+        counts = len(self.prompt), len(self._token_ids)
+        return Piece(self.index, new, *counts, completion, scores, prompt_scores)
 
 
 def token_limit(files: ExportFolder, settings: GenerationSettings, n_prompt_tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -206,6 +207,8 @@ class Service:
         shape: Shape,
     ) -> Response:
         request.scope[EXCHANGE].model = served.name
+        if asked.ignore_eos:
+            served = dataclasses.replace(served, files=dataclasses.replace(served.files, end_ids=()))
         answer = Answer(
             served,
             prompts,

@@ -116,6 +116,27 @@ def test_streams_add_up_and_end_with_the_usage(client):
         assert [c.finish_reason for c in own][-1] == choice.finish_reason
 
 
+def test_usage_stands_in_every_chunk_if_that_is_asked_for(client):
+    options = {"model": "second", "prompt": TEXTS[0], "max_tokens": 8}
+    whole = client.completions.create(**options)
+    always = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = client.completions.create(**options, stream=True, stream_options=always)
+    counts = [c.usage.completion_tokens for c in chunks]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 1
+    assert chunks[-1].usage == last.usage == whole.usage
+
+
+def test_an_answer_goes_on_behind_end_tokens_if_these_are_ignored(client):
+    n_ended = 0
+    for text in TEXTS:
+        options = {"model": "run", "prompt": text, "max_tokens": 16}
+        n_ended += client.completions.create(**options).choices[0].finish_reason == "stop"
+        found = client.completions.create(**options, extra_body={"ignore_eos": True})
+        assert (found.choices[0].finish_reason, found.usage.completion_tokens) == ("length", 16)
+    assert n_ended > 0
+
+
 def test_one_question_to_an_adapter_is_put_into_its_prompt(client, folder):
     asked = [{"role": "user", "content": [{"type": "text", "text": TEXTS[0]}]}]
     found = client.chat.completions.create(model="second", messages=asked, max_tokens=8)
