@@ -16,7 +16,7 @@ from bench.records import ROOT
 from bench.tables_adapt import adapt_table, avx2_table, curves_table, memory_table, merge_export_table, shapes_table
 from bench.tables_ops import ops_table
 from bench.tables_quality import leave_out, plain_base, quality_pocket
-from bench.tables_serve import serve_many, serve_t5_large
+from bench.tables_serve import serve_adapters, serve_many, serve_t5_large
 from bench.tables_studies import (
     ablations,
     gradient,
@@ -94,6 +94,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "docs" / "benchmarks.md": {
         "shapes": shapes_table,
         "serve-many": serve_many,
+        "serve-adapters": serve_adapters,
         "avx2": avx2_table,
         "merge-export": merge_export_table,
         "memory": memory_table,

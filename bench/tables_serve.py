@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bench.records import RESULTS, Record, read
 from bench.tables_adapt import NOTHING
 
@@ -59,11 +61,60 @@ def serve_many() -> str:
     return "\n".join(lines)
 
 
+def serve_adapters() -> str:
+    """Memory by number of adapters, and steps whose rows have adapters of their own."""
+    newest = {(r["setup"].get("adapters"), r["setup"].get("rows")): r for r in read(RESULTS / "serve-adapters.jsonl")}
+    if not newest:
+        return NOTHING
+    last = list(newest.values())[-1]
+    lines = [
+        f"SmolLM2-135M, adapters of rank 16 for q and v, {last['setup']['threads']} threads; {last['machine']['cpu']}; "
+        f"commit {(last['commit'] or 'unknown')[:10]}.",
+        "",
+        "| adapters | ready after, s | memory when ready, MB | peak once all have answered, MB |",
+        "|---:|---:|---:|---:|",
+    ]
+    for record in _part(newest.values(), "memory", "adapters"):
+        m, ready = record["metrics"], record["metrics"]["ready"]
+        cells = (
+            f"{m['start_s']:.1f}",
+            _mb(ready["RssAnon_bytes"] + ready["RssFile_bytes"]),
+            _mb(m["used"]["VmHWM_bytes"]),
+        )
+        lines.append(f"| {record['setup']['adapters']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"| rows, each with its own adapter | {' | '.join(_WAYS.values())} |",
+        f"|---:|{'---:|' * len(_WAYS)}",
+    ]
+    for record in _part(newest.values(), "step", "rows"):
+        cells = tuple(f"{record['metrics'][f'{way}_ms']:.1f}" for way in _WAYS)
+        lines.append(f"| {record['setup']['rows']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _part(records: Iterable[Record], part: str, by: str) -> list[Record]:
+    return sorted((r for r in records if r["setup"]["part"] == part), key=lambda r: int(r["setup"][by]))
+
+
+def _mb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e6:.0f}"
+
+
+_WAYS = {
+    "none": "no adapter",
+    "one": "one for all",
+    "stack": "stacked (ours)",
+    "groups": "a call per adapter",
+    "side stack": "side path alone, stacked",
+    "side gather": "side path alone, gathered",
+}
+
 _MANY = {
     "ours": "`lorahub-edge serve`, int8",
     "before": "`lorahub-edge serve` before continuous batching, int8",
     "ctranslate2": "CTranslate2, int8, whatever waits as one batch",
-    "optimum": "Optimum, whatever waits as one batch",
+    "optimum": "Optimum on our graphs, whatever waits as one batch, told when all are done",
     "llama.cpp": "llama.cpp's server, Q4_1",
 }
 
