@@ -32,7 +32,7 @@ help:
 	@echo "make fuzz         read mutated files for FUZZ_SECONDS (default 600), from seed FUZZ_SEED on"
 	@echo "make cross-check  compile the kernels for ARM64 (CROSS_CXX) and test them under qemu, where it is installed"
 	@echo "make docs    write docs/cli.md from the command line's parser"
-	@echo "make tables  write README's tables from bench/results"
+	@echo "make tables  write the tables of README and docs from bench/results"
 	@echo "make clean   remove $(VENV), builds and caches"
 
 demo: $(VENV)/.installed

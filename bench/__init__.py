@@ -1,1 +1,1 @@
-"""Benches: each writes one record per point into results/*.jsonl, and tables.py makes README's tables from those."""
+"""Benches: each writes one record per point into results/*.jsonl, and tables.py makes the pages' tables from those."""

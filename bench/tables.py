@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.records import ROOT
 from bench.tables_adapt import adapt_table, avx2_table, curves_table, memory_table, merge_export_table, shapes_table
+from bench.tables_headline import headline
 from bench.tables_ops import ops_table
 from bench.tables_quality import leave_out, plain_base, quality_pocket
 from bench.tables_serve import serve_adapters, serve_many, serve_t5_large
@@ -83,24 +84,23 @@ def presets() -> str:
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {
-        "adapt-t5-large": adapt_table,
-        "leave-out": leave_out,
-        "ops": ops_table,
-        "presets": presets,
-        "quality-pocket": quality_pocket,
-        "serve-t5-large": serve_t5_large,
-    },
+    ROOT / "README.md": {"headline": headline},
+    ROOT / "docs" / "guide.md": {"presets": presets},
     ROOT / "docs" / "benchmarks.md": {
+        "adapt-t5-large": adapt_table,
         "shapes": shapes_table,
-        "serve-many": serve_many,
         "serve-adapters": serve_adapters,
         "avx2": avx2_table,
+        "serve-t5-large": serve_t5_large,
+        "serve-many": serve_many,
         "merge-export": merge_export_table,
         "memory": memory_table,
         "curves": curves_table,
+        "ops": ops_table,
     },
     ROOT / "docs" / "quality.md": {
+        "quality-pocket": quality_pocket,
+        "leave-out": leave_out,
         "search-development": search_development,
         "search-heldout": search_heldout,
         "harmful-development": harmful_development,

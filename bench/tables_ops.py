@@ -1,4 +1,4 @@
-"""The kernels' table in README, from the records of bench.ops."""
+"""The kernels' table, from the records of bench.ops."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import tables, tables_adapt, tables_ops, tables_quality, tables_studies
+from bench import tables, tables_adapt, tables_headline, tables_ops, tables_quality, tables_studies
 from bench.records import append, make_record
 
 
@@ -107,7 +107,34 @@ def test_evaluations_stand_by_size_with_ours_of_the_same_shape(tmp_path, monkeyp
         ("| large", "5", "2.50", "2.00 |"),
     ]
     times = [line.split(" | ")[2] for line in tables_adapt.adapt_table().splitlines()[4:]]
-    assert times == ["2.00", "5.00"]  # README's has the large shape alone
+    assert times == ["2.00", "5.00"]  # this one has the large shape alone
+
+
+def test_the_headline_has_ours_beside_others_of_the_same_measurement(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_headline, "RESULTS", tmp_path)
+    assert tables_headline.headline() == "Not measured yet."
+    wide = {"edge": 30.0, "lorahub-code": 20.0, "best-single": 29.0, "constant": 5.0, "constant-oracle": 20.0}
+    points = [("wide", method, 42, score) for method, score in {**wide, "own-module": 60.0}.items()]
+    points += [("wide", "edge", 43, 31.0), ("narrow", "edge", 42, 99.0)]
+    points += [("narrow", "constant-oracle", 42, 20.0), ("narrow", "own-module", 42, 25.0)]  # it does not count
+    for point in points:
+        append(tmp_path / "leave-out-smollm2.jsonl", leave_out_record(*point))
+    timed = [("whole", "ours", 70.0), ("whole", "lorahub", 80.0), ("evaluation", "ours", 2.0)]
+    timed += [("evaluation", "lorahub", 5.0), ("evaluation", "int-mm", 1.5)]
+    for shape, part, contender, seconds in [("large", *each) for each in timed] + [("small", "evaluation", "ours", 0.1)]:
+        record = timed_record("a", seconds, part=part, shape=shape, contender=contender)
+        append(tmp_path / "adapt-t5-large.jsonl", record)
+    for clients, contender, speed in ((8, "ours", 100), (8, "ctranslate2", 90), (8, "llama.cpp", 80), (1, "ours", 20)):
+        setup = {"contender": contender, "clients": clients, "threads": 2}
+        append(tmp_path / "serve-many.jsonl", make_record("serve-many", setup, {"tokens_per_s": speed}))
+    caption, _, _, *rows = filter(None, tables_headline.headline().splitlines())
+    assert " over 2 seeds. " in caption
+    assert [row.split(" | ", 1)[1] for row in rows] == [
+        "30.5 ± 0.5 | 20.0 | best single module 29.0; constant answer 5.0 |",
+        "2.00 | 5.00 | the int8 products alone 1.50 |",
+        "2.00 | 2.00 | |",
+        "100 | no service | CTranslate2 90; llama.cpp's server, 4 bits, 80 |",
+    ]
 
 
 def test_merges_and_exports_stand_by_size_in_the_names_order(tmp_path, monkeypatch):
