@@ -78,7 +78,7 @@ def test_commands_on_the_pages_and_in_the_help_are_ones_that_the_program_takes()
 
 
 def test_a_command_with_a_wrong_option_is_found():
-    (line,) = typed_in('    OMP_NUM_THREADS=1 lorahub-edge adapt --base "$BASE" \\\n      $(echo --x)--basis x # a comment')
+    (line,) = typed_in('    OMP_NUM_THREADS=1 lorahub-edge adapt --base "$BASE" \\\n  $(echo --x)--basis x # a comment')
     with pytest.raises(Exception, match="No such option: --basis"):
         parse(line)
 

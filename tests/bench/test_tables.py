@@ -40,7 +40,7 @@ def test_only_the_base_and_modules_measured_last_are_in_the_table():
 def leave_out_record(task, method, seed, score, modules="1"):
     setup = {"task": task, "example_seed": seed, "base": {}, "n_examples": 5, "precision": "int8"}
     own = {"modules": ["a"], "modules_sha256": modules} if method == "edge" else {}
-    metrics = {"exact_match": score, "peak_memory_bytes": None, "n_test": 100}
+    metrics = {"exact_match": score, "peak_memory_bytes": None, "n_test": 100, "n_evaluations": 9}
     return make_record("quality", {**setup, **own, "method": {"name": method}}, metrics)
 
 
@@ -121,14 +121,15 @@ def test_the_headline_has_ours_beside_others_of_the_same_measurement(tmp_path, m
         append(tmp_path / "leave-out-smollm2.jsonl", leave_out_record(*point))
     timed = [("whole", "ours", 70.0), ("whole", "lorahub", 80.0), ("evaluation", "ours", 2.0)]
     timed += [("evaluation", "lorahub", 5.0), ("evaluation", "int-mm", 1.5)]
-    for shape, part, contender, seconds in [("large", *each) for each in timed] + [("small", "evaluation", "ours", 0.1)]:
+    sized = [("large", *each) for each in timed] + [("small", "evaluation", "ours", 0.1)]
+    for shape, part, contender, seconds in sized:
         record = timed_record("a", seconds, part=part, shape=shape, contender=contender)
         append(tmp_path / "adapt-t5-large.jsonl", record)
     for clients, contender, speed in ((8, "ours", 100), (8, "ctranslate2", 90), (8, "llama.cpp", 80), (1, "ours", 20)):
         setup = {"contender": contender, "clients": clients, "threads": 2}
         append(tmp_path / "serve-many.jsonl", make_record("serve-many", setup, {"tokens_per_s": speed}))
     caption, _, _, *rows = filter(None, tables_headline.headline().splitlines())
-    assert " over 2 seeds. " in caption
+    assert " over 2 seeds; 9 evaluations, LoRAHub 9. " in caption
     assert [row.split(" | ", 1)[1] for row in rows] == [
         "30.5 ± 0.5 | 20.0 | best single module 29.0; constant answer 5.0 |",
         "2.00 | 5.00 | the int8 products alone 1.50 |",
