@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from lorahub_edge.commands import JsonOption, RunArgument, one_line_errors
-from lorahub_edge.errors import InvalidInput, first_line
 from lorahub_edge.json_text import to_json
 from lorahub_edge.measure import parse_bytes
 from lorahub_edge.terminal import (
@@ -212,7 +210,7 @@ def serve(
     Example: lorahub-edge serve navigate-onnx --port 8000
     """
     from lorahub_edge.serve.server import run
-    from lorahub_edge.serve.server_settings import ServerSettings
+    from lorahub_edge.serve.server_settings import ServerSettings, read_api_keys
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("lorahub_edge.serve").setLevel(logging.INFO)
@@ -223,7 +221,7 @@ def serve(
         max_new_tokens=max_new_tokens,
         timeout_s=timeout_s,
         shutdown_s=shutdown_s,
-        api_keys=_api_keys(api_key, api_key_file),
+        api_keys=read_api_keys(api_key or (), api_key_file),
         allow_loading=allow_loading,
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
@@ -237,22 +235,3 @@ def serve(
         n_threads=threads,
         announce=lambda url: messages.print(f"serving {folder} at {url}", soft_wrap=True),
     )
-
-
-def _api_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
-    """The keys of the options, or the environment's.
-
-    An empty variable is an empty key, which is refused: otherwise the service would be open in silence.
-    """
-    keys = list(given or ())
-    if file is not None:
-        try:
-            lines = file.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"--api-key-file {file}: cannot be read ({first_line(error)})") from error
-        keys += [line.strip() for line in lines if line.strip()]
-        if not keys:
-            raise InvalidInput(f"--api-key-file {file}: expected at least one key, received none")
-    if not keys and (key := os.environ.get("LORAHUB_EDGE_API_KEY")) is not None:
-        keys = [key]
-    return tuple(keys)

@@ -69,11 +69,12 @@ class LorahubEdgeWarning(UserWarning):
 
 
 @contextmanager
-def needed_by(what: str) -> Iterator[None]:
+def needed_by(what: str, *, extra: str = "adapt") -> Iterator[None]:
     """Say of a package that a with block fails to import what needs it, and which command installs it.
 
     Args:
         what: the command or the function, or a file of a kind that needs more than the plain install has.
+        extra: of this package, which brings what is missing.
 
     Raises:
         NotInstalled: in place of a ModuleNotFoundError.
@@ -85,7 +86,7 @@ def needed_by(what: str) -> Iterator[None]:
         if package in ("", "lorahub_edge"):  # a fault of ours, or of a package that is there
             raise
         raise NotInstalled(
-            f"{what} needs {package}, which is not installed; pip install 'lorahub-edge[adapt]'"
+            f"{what} needs {package}, which is not installed; pip install 'lorahub-edge[{extra}]'"
         ) from error
 
 

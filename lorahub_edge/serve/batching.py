@@ -87,6 +87,11 @@ class Batcher:
         self._worker.start()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its thread still answers: it ends with `close`, or by a fault of the engine."""
+        return self._worker.is_alive()
+
+    @property
     def n_waiting(self) -> int:
         """Texts that no step has taken yet."""
         return self._n_unread + self.engine.n_waiting

@@ -76,12 +76,20 @@ class Guard:
         app: what answers. It finds the body read, and its exceptions become answers.
         settings: limits.
         on_done: called with every exchange when it is over.
+        is_stopping: whether the service stops. An answer that is cancelled at any other time has lost its client.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, on_done: Callable[[Exchange], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        on_done: Callable[[Exchange], None],
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._app = app
         self._settings = settings
         self._on_done = on_done
+        self._is_stopping = is_stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -89,7 +97,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         client = scope.get("client")
-        exchange = Exchange(scope["method"], scope["path"], client[0] if client else "-", dict(scope["headers"]))
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # the service may stand below another's path
+        exchange = Exchange(scope["method"], path, client[0] if client else "-", dict(scope["headers"]))
         if _IS_ID.fullmatch(given := exchange.header("x-request-id")):
             exchange.id = given
         scope[EXCHANGE] = exchange
@@ -111,8 +120,9 @@ class Guard:
             exchange.status, exchange.code = refused.status, refused.code
             if not is_started:  # otherwise the server closes the connection of an answer without an end
                 await _refuse(refused, tell, unread=receive if body is None else None)
-        except asyncio.CancelledError:  # the server stops and waits no longer
-            exchange.status, exchange.code = 503, "stopped"
+        except asyncio.CancelledError:
+            gone = hung_up()
+            exchange.status, exchange.code = (503, "stopped") if self._is_stopping() else (gone.status, gone.code)
             raise
         finally:
             exchange.log()

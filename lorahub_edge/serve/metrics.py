@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -42,12 +44,38 @@ class Metrics:
         self.batch_size.observe(n_texts)
         self.step_s.observe(seconds)
 
-    def text(self) -> bytes:
-        """The exposition format."""
-        return generate_latest(self.registry)
+    def families(self) -> list[Metric]:
+        """What there is to show now."""
+        return list(self.registry.collect())
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", what, labels, registry=self.registry)
 
     def _histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"{_PREFIX}_{name}", what, labels, buckets=buckets, registry=self.registry)
+
+
+def labelled(families: Iterable[Metric], **labels: str) -> list[Metric]:
+    """The same samples with more labels."""
+    found = []
+    for family in families:
+        found.append(Metric(family.name, family.documentation, family.type))
+        found[-1].samples = [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
+    return found
+
+
+def exposed(services: Iterable[Iterable[Metric]]) -> bytes:
+    """The exposition format, where a family stands once: its samples of all services behind one another."""
+    found: dict[str, Metric] = {}
+    for family in (family for families in services for family in families):
+        whole = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        whole.samples += family.samples
+    return generate_latest(_Collected(found.values()))
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

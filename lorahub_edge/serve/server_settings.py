@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from lorahub_edge.errors import InvalidInput
+from lorahub_edge.errors import InvalidInput, first_line
 
 _EVERYONE = "*"
 # what --host means by "on all addresses", and the names under which this machine calls itself
@@ -94,6 +97,28 @@ class ServerSettings:
         allowed = {name.lower() for name in self.allowed_origins}
         origin = origin.lower()
         return _EVERYONE in allowed or origin in allowed or origin.partition("://")[2] == host.lower() != ""
+
+
+def read_api_keys(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    """Given keys and those of a file, one a line; without any the one in LORAHUB_EDGE_API_KEY, if that is set.
+
+    An empty variable is an empty key, which is refused: otherwise the service would be open in silence.
+
+    Raises:
+        InvalidInput: a file that cannot be read or has no keys.
+    """
+    keys = list(given)
+    if file is not None:
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"api_key_file {file}: cannot be read ({first_line(error)})") from error
+        keys += [line.strip() for line in lines if line.strip()]
+        if not keys:
+            raise InvalidInput(f"api_key_file {file}: expected at least one key, received none")
+    if not keys and (key := os.environ.get("LORAHUB_EDGE_API_KEY")) is not None:
+        keys = [key]
+    return tuple(keys)
 
 
 def _is_address(host: str) -> bool:

@@ -17,12 +17,12 @@ from starlette.exceptions import HTTPException
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve.adapter import Mix
 from lorahub_edge.serve.answer import Answer
-from lorahub_edge.serve.batching import Batcher, ShuttingDown
+from lorahub_edge.serve.batching import Batcher, ModelFailed, ShuttingDown
 from lorahub_edge.serve.chat import ChatRequest, ChatShape, chat_prompt
 from lorahub_edge.serve.completions import CompletionRequest, CompletionShape
 from lorahub_edge.serve.guard import EXCHANGE, Exchange, Guard
 from lorahub_edge.serve.loading import LoadRequest, UnloadRequest, watch
-from lorahub_edge.serve.metrics import Metrics
+from lorahub_edge.serve.metrics import Metrics, exposed
 from lorahub_edge.serve.model import OnnxModel
 from lorahub_edge.serve.models import Models, Served
 from lorahub_edge.serve.page import PAGE
@@ -96,7 +96,8 @@ class Service:
             app.add_middleware(
                 CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers
             )
-        app.add_middleware(Guard, settings=self.settings, on_done=self._count)  # the last one added is the outermost
+        # the last one added is the outermost
+        app.add_middleware(Guard, settings=self.settings, on_done=self._count, is_stopping=lambda: self.is_stopping)
         return app
 
     @contextlib.asynccontextmanager
@@ -129,6 +130,15 @@ class Service:
     def _count(self, exchange: Exchange) -> None:
         if exchange.path in (_COMPLETIONS, _CHAT):
             self.metrics.requests.labels(status=str(exchange.status), model=exchange.model).inc()
+
+    def check(self) -> None:
+        """Whether answers are still to be had.
+
+        Raises:
+            ModelFailed: the engine has ended, by a fault of its own.
+        """
+        if self.batcher is not None and not self.batcher.is_alive:
+            raise ModelFailed("the engine has ended, by a fault that the log has; start the service again")
 
     async def is_alive(self) -> JSONResponse:
         """Whether the process answers at all."""
@@ -171,7 +181,11 @@ class Service:
 
     async def show_metrics(self) -> Response:
         """For Prometheus."""
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await self.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def metrics_text(self) -> bytes:
+        """The exposition format of what was counted."""
+        return exposed([self.metrics.families()])
 
     async def page(self) -> HTMLResponse:
         """A page to try the model."""
@@ -248,6 +262,7 @@ class Service:
             raise ShuttingDown("the service has not started; run it with its lifespan")
         if self.is_stopping:
             raise ShuttingDown("the service is shutting down; ask another one")
+        self.check()
         return self.batcher
 
 
