@@ -18,7 +18,7 @@ help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
 	@echo "make test-lowest  the short tests with the lowest versions that pyproject.toml allows; make test-newest, the newest"
-	@echo "make clients      install what tests/clients uses our exports with: optimum-onnx, onnxruntime-genai, OpenVINO, llama.cpp, transformers.js (needs npm)"
+	@echo "make clients      install what tests/clients uses our exports with: optimum-onnx, onnxruntime-genai, OpenVINO, llama.cpp, transformers.js (needs npm); and Ray, which serves them"
 	@echo "make bench        measure time and memory beside the peers (half an hour, 20 GB of disk in WORK)"
 	@echo "make bench-quick  the same in three minutes, on small models, without peers"
 	@echo "make lint    ruff, mypy, clang-format"
@@ -85,6 +85,7 @@ clients:
 	-$(MAKE) $(VENV)/clients/.genai
 	-$(MAKE) $(VENV)/clients/.llama
 	-$(MAKE) $(VENV)/clients/.openvino
+	-$(MAKE) $(VENV)/clients/.ray
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -195,6 +196,16 @@ $(VENV)/clients/.python: tests/clients/requirements.txt | $(VENV)/bin/python
 $(VENV)/clients/.genai $(VENV)/clients/.openvino $(VENV)/clients/.llama: $(VENV)/clients/.%: tests/clients/%.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)/clients/$*
 	$(VENV)/clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+# Ray takes most of a minute to install and half a gigabyte, so the tests' environment is without it. It runs our service:
+# its environment has all that the tests' has, and Ray.
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(VENV)/clients/.ray: tests/clients/ray.txt | $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)/clients/ray
+	echo "import site; site.addsitedir('$$($(BIN)/python -c $(PURELIB))')" \
+	  >$$($(VENV)/clients/ray/bin/python -c $(PURELIB))/all-of-the-tests.pth
+	$(VENV)/clients/ray/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
 	touch $@
 
 # Nothing that the packages bring is run: the CPU's libraries are in them, their scripts would fetch others.

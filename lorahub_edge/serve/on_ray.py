@@ -162,5 +162,6 @@ def app(arguments: Arguments) -> serve.Application:
         max_queued_requests=settings.max_waiting,
         graceful_shutdown_timeout_s=settings.shutdown_s,
         health_check_period_s=_HEALTH_PERIOD_S,
+        logging_config={"enable_access_log": False},  # ours says more of each request
     )
     return deployment.bind(arguments)

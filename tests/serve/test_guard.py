@@ -28,13 +28,24 @@ class App:
         await send({"type": "http.response.body", "body": b"{}"})
 
 
-def ask(settings=None, *, method="POST", path="/v1/completions", parts=(b"{}",), delay_s=0.0, app=None, **headers):
+def ask(
+    settings=None,
+    *,
+    method="POST",
+    path="/v1/completions",
+    root_path="",
+    parts=(b"{}",),
+    delay_s=0.0,
+    app=None,
+    **headers,
+):
     """One request; returns status, error's code, headers, what the application read, and how many parts were taken."""
     app = app or App()
     names = {name.encode(): value for name, value in HEADERS.items()}
     names |= {name.replace("_", "-").encode(): value for name, value in headers.items()}
     raw = [(name, value if isinstance(value, bytes) else value.encode()) for name, value in names.items() if value]
     scope = {"type": "http", "method": method, "path": path, "headers": raw, "client": ("127.0.0.1", 1)}
+    scope["root_path"] = root_path
     sent, taken, done = [], [], []
 
     async def receive():
@@ -55,6 +66,29 @@ def ask(settings=None, *, method="POST", path="/v1/completions", parts=(b"{}",),
     assert exchange.status == start["status"]
     code = body["error"]["code"] if "error" in body else None
     return start["status"], code, {k.decode(): v.decode() for k, v in start["headers"]}, app.bodies, n_taken
+
+
+@pytest.mark.parametrize(("is_stopping", "expected"), [(False, (499, "client_went_away")), (True, (503, "stopped"))])
+def test_an_answer_that_is_cancelled_has_lost_its_client_unless_the_service_stops(is_stopping, expected):
+    """Proxies such as Ray's cancel what nobody waits for any more."""
+
+    async def cancelled(scope, receive, send):
+        raise asyncio.CancelledError
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}"}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    done = []
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Guard(cancelled, ServerSettings(), done.append, lambda: is_stopping)(scope, receive, None))
+    assert (done[0].status, done[0].code) == expected
+
+
+def test_a_service_below_another_path_knows_its_own():
+    settings = ServerSettings(api_keys=("a-key-of-some-length",))
+    for path, status in (("/below/livez", 200), ("/livez", 200), ("/below/metrics", 401)):
+        assert ask(settings, method="GET", path=path, root_path="/below", authorization="")[0] == status
 
 
 @pytest.mark.parametrize(

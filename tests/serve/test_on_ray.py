@@ -75,6 +75,10 @@ class Ray:
             response = connection.getresponse()
             return response.status, response.read().decode(), response.headers
 
+    def logs(self):
+        """What replicas have logged."""
+        return "".join(path.read_text() for path in self.folder.glob("r/session_latest/logs/serve/replica_*.log"))
+
     def counted(self, path, name):
         """Replica -> a metric's value, summed over its other labels."""
         found = {}
@@ -181,6 +185,7 @@ def test_errors_keys_and_request_ids_are_those_of_our_own_server(cluster):
     status, body, headers = cluster.get("/v1/models", authorization="Bearer another", x_request_id="job-7")
     assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
     assert headers.get_all("x-request-id") == ["job-7"]
+    wait_until(lambda: "GET /v1/models 401 invalid_api_key" in cluster.logs())
     assert cluster.get("/readyz", host="other.example.org")[0] == 403
     for path in ("", "/slow"):  # open, below another path too
         assert cluster.get(f"{path}/livez", authorization="")[0] == 200
@@ -205,20 +210,6 @@ def begun(client, n):
     """Streams of answers that are under way on every replica."""
     found = [slow_stream(client, text) for text in TEXTS[:n]]
     return {text: (stream, next(stream).choices[0].text) for text, stream in zip(TEXTS, found, strict=False)}
-
-
-def test_an_answer_under_way_is_finished_when_its_replica_is_told_to_go(cluster, folder, endless):
-    before = cluster.replicas("slow")
-    with cluster.client("/slow", max_retries=0) as client:
-        streams = begun(client, 4)
-        assert min(cluster.counted("/slow", "running").values()) > 0
-        cluster.deploy(configured(cluster.port, folder, n_slow=1))
-        for text, (stream, first) in streams.items():
-            assert first + "".join(chunk.choices[0].text for chunk in stream) == endless[text]
-    wait_until(lambda: len(cluster.replicas("slow")) == 1)
-    cluster.deploy(configured(cluster.port, folder))
-    wait_until(lambda: len({*cluster.replicas("slow")} - {*before}) == 1)
-    wait_until(lambda: len(cluster.counted("/slow", "running")) == 2)
 
 
 def test_requests_of_a_killed_replica_are_retried_and_it_is_replaced(cluster, endless):
@@ -249,6 +240,18 @@ def test_requests_of_a_killed_replica_are_retried_and_it_is_replaced(cluster, en
         errors = [each.exception() for each in alone if each.exception()]
     assert 0 < sum(map(bool, retries)) < len(retries)
     assert 0 < len(errors) < len(TEXTS)
-    assert {type(error) for error in errors} == {openai.InternalServerError}
+    assert {(type(error), error.response.text) for error in errors} == {
+        (openai.InternalServerError, "Internal Server Error")
+    }
     wait_until(lambda: len({*cluster.replicas("slow")} - {before[0]}) == 2)
     wait_until(lambda: len(cluster.counted("/slow", "running")) == 2)
+
+
+def test_an_answer_under_way_is_finished_when_its_replica_is_told_to_go(cluster, folder, endless):
+    with cluster.client("/slow", max_retries=0) as client:
+        streams = begun(client, 4)
+        assert min(cluster.counted("/slow", "running").values()) > 0
+        cluster.deploy(configured(cluster.port, folder, n_slow=1))
+        for text, (stream, first) in streams.items():
+            assert first + "".join(chunk.choices[0].text for chunk in stream) == endless[text]
+    wait_until(lambda: len(cluster.replicas("slow")) == 1)

@@ -13,7 +13,7 @@ from lorahub_edge.errors import InvalidInput
 from lorahub_edge.serve import OnnxModel, open_folder
 from lorahub_edge.serve.batching import ShuttingDown
 from lorahub_edge.serve.models import Models
-from lorahub_edge.serve.server_settings import ServerSettings
+from lorahub_edge.serve.server_settings import ServerSettings, read_api_keys
 from lorahub_edge.serve.service import Service
 from lorahub_edge.serve.template import ChatTemplate
 from tests import tiny
@@ -91,6 +91,19 @@ def test_nothing_is_taken_before_the_start(model, folder):
             asyncio.run(answer())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_service_whose_engine_has_ended_says_so(model, folder, monkeypatch):
+    """Otherwise questions would wait for nobody, and whatever supervises the service would not start it again."""
+    with running(model, models=Models(folder), timeout_s=1) as client:
+        monkeypatch.setattr("lorahub_edge.serve.engine.Engine.step", lambda self: 1 / 0)
+        assert client.complete(prompt=TEXT, model="base")[0] == 504
+        for path in ("/readyz", "/health"):
+            status, body, _ = client.request("GET", path)
+            assert (status, body["error"]["code"]) == (500, "model_failed")
+        assert client.complete(prompt=TEXT, model="base")[0] == 500
+        assert client.request("GET", "/livez")[0] == 200
+
+
 def test_while_answers_are_finished_probes_are_told_that_nothing_more_is_taken(folder):
     """A load balancer asks another machine, and a supervisor need not kill this one."""
     slow = endless(SlowModel(open_folder(folder, adapter="none"), n_threads=1))
@@ -140,22 +153,20 @@ def test_a_clients_own_request_id_is_kept_if_it_is_a_name(model, caplog):
 
 
 def test_keys_come_from_options_a_file_or_the_environment(monkeypatch, tmp_path):
-    from lorahub_edge.cli_delivery import _api_keys
-
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n")
     monkeypatch.setenv("LORAHUB_EDGE_API_KEY", "three")
-    assert _api_keys(None, None) == ("three",)
-    assert _api_keys(["a", "b"], file) == ("a", "b", "one", "two")
+    assert read_api_keys((), None) == ("three",)
+    assert read_api_keys(["a", "b"], file) == ("a", "b", "one", "two")
     monkeypatch.setenv("LORAHUB_EDGE_API_KEY", "")
     with pytest.raises(InvalidInput, match="api_key: expected printable ASCII"):
-        ServerSettings(api_keys=_api_keys(None, None))
+        ServerSettings(api_keys=read_api_keys((), None))
     monkeypatch.delenv("LORAHUB_EDGE_API_KEY")
-    assert _api_keys(None, None) == ()
+    assert read_api_keys((), None) == ()
     file.write_text("\n")
     for path, message in ((file, "expected at least one key"), (tmp_path / "no", "cannot be read")):
         with pytest.raises(InvalidInput, match=message):
-            _api_keys(None, path)
+            read_api_keys((), path)
 
 
 def test_requests_made_from_the_document_never_end_in_a_fault_of_the_service(model, folder, monkeypatch):

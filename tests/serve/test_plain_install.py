@@ -56,6 +56,11 @@ for name in sorted({*lorahub_edge.__all__} - {"load_adapted", "ExportedModel"}):
         said["api"][name] = str(error)
 said["load_adapted"] = lorahub_edge.load_adapted(folder).predict(["is red a dog ?"])
 
+try:
+    import lorahub_edge.serve.on_ray
+except ImportError as error:
+    said["on_ray"] = str(error)
+
 server = make_server(OnnxModel(folder), ServerSettings())
 listening = socket.create_server(("127.0.0.1", 0))
 thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -159,6 +164,11 @@ def test_the_rest_says_in_one_line_what_it_needs(said, command):
 def test_the_python_functions_say_it_too(said):
     assert said["api"]["adapt"] == f"adapt needs torch, {REMEDY}"
     assert all(message.endswith(REMEDY) for message in said["api"].values())
+
+
+def test_what_needs_ray_names_its_own_extra(said):
+    needs = "lorahub_edge.serve.on_ray needs ray, which is not installed; pip install 'lorahub-edge[ray]'"
+    assert said["on_ray"] == needs
 
 
 @pytest.mark.parametrize(("set_before", "expected"), [(None, "1"), ("0", "0")])
