@@ -119,8 +119,9 @@ class Service:
 
     @property
     def is_answering(self) -> bool:
-        """Whether any text waits or is being answered."""
-        return self.batcher is not None and self.batcher.n_waiting + self.batcher.n_running > 0
+        """Whether any text waits for its turn or its end, and will come to it."""
+        batcher = self.batcher
+        return batcher is not None and batcher.is_alive and batcher.n_waiting + batcher.n_running > 0
 
     def give_up(self) -> None:
         """Answer whoever still waits that there will be no answer."""
