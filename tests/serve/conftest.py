@@ -66,9 +66,9 @@ class Client:
         return self.request("POST", "/v1/completions", body)[:2]
 
 
-def wait_until(condition):
+def wait_until(condition, *, timeout_s=30):
     """Until it holds, but not for ever."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
