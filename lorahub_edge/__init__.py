@@ -7,6 +7,7 @@
 
 `adapt` finds the coefficients, `plan` says what it would need in memory, `load_adapted` opens a run, merged or
 exported folder again, `train_module` makes a module for a hub;
+`sweep` adapts to many tasks with many settings, on one machine or many;
 `merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again,
 `export_gguf_adapter` makes a LoRA file for llama.cpp;
 `lorahub_edge.serve` answers from such a folder without torch.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lorahub_edge.exporting import Exported, GgufAdapter, export, export_gguf_adapter, verify
     from lorahub_edge.merging import Merged, merge
     from lorahub_edge.modules import LoraModule, load_modules
+    from lorahub_edge.sweeping import Swept, sweep
     from lorahub_edge.train import train_module
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ _HOME = {
     "MemoryPlan": "adaptation",
     "Merged": "merging",
     "Run": "adaptation",
+    "Swept": "sweeping",
     "adapt": "adaptation",
     "export": "exporting",
     "export_gguf_adapter": "exporting",
@@ -49,6 +52,7 @@ _HOME = {
     "merge": "merging",
     "plan": "adaptation",
     "save_base": "base",
+    "sweep": "sweeping",
     "train_module": "train",
     "verify": "exporting",
 }
@@ -62,6 +66,7 @@ __all__ = [
     "MemoryPlan",
     "Merged",
     "Run",
+    "Swept",
     "adapt",
     "export",
     "export_gguf_adapter",
@@ -71,6 +76,7 @@ __all__ = [
     "merge",
     "plan",
     "save_base",
+    "sweep",
     "train_module",
     "verify",
 ]

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery
+from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery, cli_sweep
 from lorahub_edge.commands import (
     AdaptedArgument,
     AdapterOption,
@@ -196,6 +196,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 cli_delivery.add_commands(app)
 cli_bench.add_commands(app)
+cli_sweep.add_commands(app)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ ROOMS = [
     "integrity",
     "cache",
     "measure",
+    "scheduling",
     "kernels",
     "doctor",
     "base",
@@ -34,8 +35,9 @@ ROOMS = [
     "answering",
     "exporting",
     "benchmark",
+    "sweeping",
 ]
-TOP = ["pocket.make", "terminal", "commands", "cli_adapt", "cli_delivery", "cli_bench", "cli", "__init__"]
+TOP = ["pocket.make", "terminal", "commands", "cli_adapt", "cli_delivery", "cli_bench", "cli_sweep", "cli", "__init__"]
 
 
 def imports(path: Path) -> Iterator[str]:

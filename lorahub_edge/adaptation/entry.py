@@ -139,20 +139,32 @@ def adapt(
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
     report_to = on_progress or (lambda progress: None)
     if out is None:
-        return _run(base, modules, task, settings, _chosen_cache(cache), report_to, None)
+        return run_task(base, modules, task, settings, chosen_cache(cache), report_to)
     with RunFolder(out, overwrite=overwrite, resume=resume) as folder:
-        return _run(base, modules, task, settings, _chosen_cache(cache), report_to, folder)
+        return run_task(base, modules, task, settings, chosen_cache(cache), report_to, folder=folder)
 
 
-def _run(
+def run_task(
     base: str | Path | Base,
     modules: Any,
     task: Task,
     settings: RunSettings,
     cache: Cache | None,
     on_progress: OnProgress,
-    folder: RunFolder | None,
+    *,
+    folder: RunFolder | None = None,
+    plan: MemoryPlan | None = None,
 ) -> Run:
+    """`adapt` for a task that is drawn and settings that are checked.
+
+    Args:
+        base, modules: see `adapt`; modules may also be found already, as `ModuleFolder`s.
+        folder: where the run is written.
+        plan: decided elsewhere; None to decide here.
+        task, settings, cache, on_progress: the earlier stages' values.
+
+    Raises: see `adapt`.
+    """
     stopwatch = Stopwatch()
     on_progress(Progress("load", 0, 1))
     if not isinstance(base, Base):  # before anything is downloaded
@@ -162,7 +174,7 @@ def _run(
     n_searched = settings.n_searched(len(opened.modules))
     search = settings.search(n_searched)
     check_optimizer(search.optimizer, n_searched, search.budget)
-    chosen = choose_plan(plan_memory(opened, encoded, settings, cache))
+    chosen = plan or choose_plan(plan_memory(opened, encoded, settings, cache))
     check_budget(chosen)
     hashes = ContentHashes.of(opened, cache)
     inputs = evaluation_inputs(opened, encoded, search, chosen, hashes, n_searched)
@@ -243,8 +255,9 @@ def plan(
     )
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
     opened, _ = choose_unread(open_inputs(base, modules, settings, Stopwatch()), task, settings)
-    return plan_memory(opened, encode(opened, task, settings), settings, _chosen_cache(cache))
+    return plan_memory(opened, encode(opened, task, settings), settings, chosen_cache(cache))
 
 
-def _chosen_cache(cache: Cache | bool) -> Cache | None:
+def chosen_cache(cache: Cache | bool) -> Cache | None:
+    """The cache that a caller means; see `adapt`."""
     return cache if isinstance(cache, Cache) else default_cache() if cache else None

@@ -18,7 +18,7 @@ _SIGNS = {
     "deltas": "A negative one takes away what its module adds.",
 }
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #6b7580; --line: #d8dde2; --paper: #fff; --best: #0b6e4f;
   --point: #8aa4b8; --up: #2a6f97; --down: #b5552b; --mark: #eef6f2; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #98a3ad; --line: #39424a; --paper: #14181c;
@@ -52,7 +52,7 @@ def report_html(report: Mapping[str, Any], losses: Sequence[tuple[float, float]]
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(report["task"])} - lorahub-edge</title><style>{_STYLE}</style></head><body>
+<title>{_text(report["task"])} - lorahub-edge</title><style>{STYLE}</style></head><body>
 <h1>{_text(report["headline"])}</h1>
 <p>{_text(facts)}</p>
 <h2>Beside the controls</h2>

@@ -66,6 +66,12 @@ def is_run_folder(folder: Path) -> bool:
     return _manifest(folder) is not None
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run of ours that nothing ended early."""
+    manifest = _manifest(folder)
+    return manifest is not None and not _was_interrupted(manifest)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished run.
 

@@ -60,8 +60,8 @@ def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, st
         )
     with stopwatch.stage("load_modules"):
         given = [] if isinstance(modules, (str, Path)) else list(modules)
-        are_loaded = given and all(isinstance(m, LoraModule) for m in given)
-        found = given if are_loaded else find_modules(given or modules)
+        are_found = given and all(isinstance(m, (LoraModule, ModuleFolder)) for m in given)
+        found = given if are_found else find_modules(given or modules)
         outlines = [module.outline() for module in found]
         layout = StackLayout.of(outlines, opened.linear_shapes(), opened.source.spec)
     warn_of_other_bases(outlines, opened.source)

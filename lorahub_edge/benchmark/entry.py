@@ -145,7 +145,9 @@ def _checked(protocol: Protocol, n_seeds: int, tasks: Sequence[str]) -> tuple[li
         max_new_tokens=protocol.max_new_tokens,
         batch_size=protocol.batch_size,
     )
-    return list(range(1, n_seeds + 1)), find_tasks(list(tasks))
+    found = find_tasks(list(tasks))
+    _ = [task.by_split for task in found]  # reads them
+    return list(range(1, n_seeds + 1)), found
 
 
 def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:

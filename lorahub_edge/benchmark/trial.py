@@ -102,15 +102,23 @@ class TaskRows:
     Attributes:
         name: of the task.
         examples, test: what the examples are drawn from and what is tested on, as `adapt` takes them.
-        by_split: whether the rows' own "split" decides which are examples and which are tested; see `load_task`.
         own_module: a module that was trained on this very task. It is the task's ceiling and in no pool of it.
     """
 
     name: str
     examples: str
     test: str
-    by_split: bool = False
     own_module: LoraModule | ModuleFolder | None = None
+
+    @cached_property
+    def by_split(self) -> bool:
+        """Whether the rows' own "split" decides which are examples and which are tested; see `load_task`.
+
+        Raises:
+            InvalidInput: the file cannot be read.
+        """
+        path = local_path(self.examples)
+        return self.examples == self.test and path.is_file() and has_own_split(path)
 
 
 @dataclass(frozen=True)
@@ -258,4 +266,4 @@ def _task_at(path: Path) -> TaskRows:
     """A released task's folder, or a file of rows."""
     if path.is_dir():
         return TaskRows(path.name, str(path / EXAMPLE_FILE), str(path / TEST_FILE))
-    return TaskRows(task_name(path), str(path), str(path), by_split=has_own_split(path))
+    return TaskRows(task_name(path), str(path), str(path))

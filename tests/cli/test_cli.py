@@ -14,7 +14,8 @@ from lorahub_edge.cli import app
 from tests import tiny
 
 COMMANDS = [
-    "adapt", "bench", "doctor", "evaluate", "export", "merge", "plan", "predict", "serve", "train", "verify",
+    "adapt", "bench", "doctor", "evaluate", "export", "merge", "plan", "predict", "serve", "sweep", "train",
+    "verify",
 ]  # fmt: skip
 
 
