@@ -1,7 +1,7 @@
 """The command line: parse, call one public function, print. No arithmetic, and no command calls another.
 
 `cli_adapt.py`: what finds coefficients. Here: what asks a model and makes modules. `cli_delivery.py`: what brings a
-model to its users. `cli_bench.py`: what measures it.
+model to its users. `cli_bench.py`: what measures it. `cli_sweep.py`: many runs.
 
 Heavy imports happen inside the commands, so that --help answers at once.
 """

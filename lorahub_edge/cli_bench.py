@@ -8,17 +8,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorahub_edge.commands import BaseOption, DeviceOption, JsonOption, PrecisionOption, PromptOption, one_line_errors
+from lorahub_edge.commands import (
+    BaseOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    PromptOption,
+    RayOption,
+    WorkersOption,
+    one_line_errors,
+)
 from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages
 
 if TYPE_CHECKING:
     from lorahub_edge.benchmark.records import Record
+    from lorahub_edge.scheduling import Workers
 
 bench = typer.Typer(help="Measure quality beside the baselines, with results that a second run continues.")
 
 OutOption = Annotated[Path, typer.Option(help="Result file; it only grows, and points it has are not measured again.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads of torch. Default: its own choice.", min=1)]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads of torch, in each worker. Default: its own choice; the cores divided among workers.", min=1
+    ),
+]
 BatchOption = Annotated[int, typer.Option(help="Test rows answered together.", min=1)]
 AgainOption = Annotated[bool, typer.Option("--again", help="Measure also what the result file has.")]
 TokensOption = Annotated[int | None, typer.Option(help="Cut answers here.")]
@@ -60,6 +75,8 @@ def quality(
     precision: PrecisionOption = "int8",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     again: AgainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,6 +110,7 @@ def quality(
             precision=precision,
             device=device,
             again=again,
+            workers=_workers(workers, ray, threads),
             say=_say,
         ),
         threads,
@@ -126,6 +144,8 @@ def bbh(
     precision: PrecisionOption = "int8",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     again: AgainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -151,12 +171,19 @@ def bbh(
             precision=precision,
             device=device,
             again=again,
+            workers=_workers(workers, ray, threads),
             say=_say,
         ),
         threads,
         out,
         as_json=as_json,
     )
+
+
+def _workers(n: int | None, ray: str | None, threads: int | None) -> Workers | None:
+    from lorahub_edge.scheduling import Workers
+
+    return None if n is None and ray is None else Workers(n, ray, threads)
 
 
 def _say(line: str) -> None:

@@ -12,22 +12,12 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from lorahub_edge.commands import CacheOption, one_line_errors
+from lorahub_edge.commands import CacheOption, RayOption, WorkersOption, one_line_errors
 from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages
 
 if TYPE_CHECKING:
     from lorahub_edge.sweeping import Event, Swept
-
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that compute. Default: this one alone or, on Ray, what the cluster has room for.", min=1
-    ),
-]
-RayOption = Annotated[
-    str | None, typer.Option(help="Compute on a Ray cluster: local (starts one here), auto, or HOST:PORT.")
-]
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -122,3 +122,12 @@ StackDtypeOption = Annotated[
     str | None, typer.Option(help="Of the modules in memory: fp32, bf16 or int8. Default: fp32, or what fits.")
 ]
 CacheOption = Annotated[bool, typer.Option(help="Keep the int8 base and the modules' stack for the next start.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that compute. Default: this one alone or, on Ray, what the cluster has room for.", min=1
+    ),
+]
+RayOption = Annotated[
+    str | None, typer.Option(help="Compute on a Ray cluster: local (starts one here), auto, or HOST:PORT.")
+]

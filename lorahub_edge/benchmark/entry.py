@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorahub_edge.adaptation.settings import check_numbers
 from lorahub_edge.base import Base, load_base
+from lorahub_edge.benchmark.fitted import Method
 from lorahub_edge.benchmark.methods import CEILING, FLOOR, METHODS, methods_for
+from lorahub_edge.benchmark.on_workers import TrialUnit, measure_on
 from lorahub_edge.benchmark.published import DATA_URL, MODULES, draw_modules, fetch_data, module_specs
 from lorahub_edge.benchmark.quality import Results, Say, measure
 from lorahub_edge.benchmark.records import Record
 from lorahub_edge.benchmark.trial import Pool, Protocol, TaskRows, find_tasks, with_own_modules
 from lorahub_edge.cache import default_cache
 from lorahub_edge.errors import InvalidInput
-from lorahub_edge.modules import find_modules
+from lorahub_edge.modules import ModuleFolder, find_modules
+from lorahub_edge.scheduling import Workers
 
 # The columns of the paper's Table 1 that need no training, and ours.
 BBH_METHODS = ("zero-shot", "in-context", "lorahub-code", "edge")
@@ -38,6 +43,7 @@ def bench_quality(
     precision: str = "int8",
     device: str = "auto",
     again: bool = False,
+    workers: Workers | None = None,
     say: Say = lambda text: None,
 ) -> list[Record]:
     """Measure methods on tasks: exact match, losses, tokens, time and memory, one record per point.
@@ -54,6 +60,8 @@ def bench_quality(
         ceilings: modules with the names of tasks that have none in the pool; they serve as ceilings and nothing else.
         protocol: how points are measured; default Protocol("quality").
         again: measure also what `out` has.
+        workers: measure a trial at a time on each of them; None for this process. Then `base` is a name, and a trial's
+            records are in `out` when all its methods are measured.
         say: told of every point, in a line.
 
     Returns:
@@ -73,8 +81,8 @@ def bench_quality(
     names = methods or [name for name, method in METHODS.items() if any(map(method.is_for, found))]
     chosen = methods_for(found, [*names, *((FLOOR, CEILING) if leave_out else ())])
     results = Results(Path(out), again=again)
-    pool = Pool(_loaded(base, precision, device), in_pool)
-    return measure(protocol, pool, found, chosen, seeds=seeds, results=results, say=say)
+    bench = _Bench(base, precision, device, protocol, found, chosen, [_Draws(seeds, in_pool)])
+    return bench.measured(results, workers, say)
 
 
 def bench_bbh(
@@ -91,6 +99,7 @@ def bench_bbh(
     precision: str = "int8",
     device: str = "auto",
     again: bool = False,
+    workers: Workers | None = None,
     say: Say = lambda text: None,
 ) -> list[Record]:
     """The protocol of the paper's Table 1: every seed draws modules, every task has one draw of five examples.
@@ -103,7 +112,7 @@ def bench_bbh(
         only: names of tasks; none for all.
         methods: names in METHODS; none for BBH_METHODS.
         n_seeds: seeds 1 ... n.
-        out, protocol, precision, device, again, say: see `bench_quality`. The default protocol is the
+        out, protocol, precision, device, again, workers, say: see `bench_quality`. The default protocol is the
             release's: five examples by random.seed(42), all test rows, answers of at most 256 tokens.
 
     Returns, raises: as `bench_quality`. Methods that use no modules are measured once, not per seed.
@@ -119,21 +128,76 @@ def bench_bbh(
     tasks = _only(tasks, only)
     chosen = methods_for(tasks, methods or BBH_METHODS)
     results = Results(out, again=again)
-    loaded = _loaded(base, precision, device)
-    records: list[Record] = []
-    for seed in seeds:
-        pool = Pool(loaded, find_modules(draw_modules(specs, n_modules, seed)))
-        records += measure(
-            protocol,
-            pool,
-            tasks,
-            chosen,
-            seeds=[seed],
-            results=results,
-            example_seed=PUBLISHED_EXAMPLE_SEED,
-            say=say,
-        )
-    return records
+    draws = [
+        _Draws([seed], find_modules(draw_modules(specs, n_modules, seed)), PUBLISHED_EXAMPLE_SEED) for seed in seeds
+    ]
+    return _Bench(base, precision, device, protocol, tasks, chosen, draws).measured(results, workers, say)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Seeds that share a pool; see `measure`."""
+
+    seeds: Sequence[int]
+    modules: Sequence[ModuleFolder]
+    example_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """All that a bench measures."""
+
+    base: str | Path | Base
+    precision: str
+    device: str
+    protocol: Protocol
+    tasks: Sequence[TaskRows]
+    methods: Sequence[Method]
+    draws: Sequence[_Draws]
+
+    def measured(self, results: Results, workers: Workers | None, say: Say) -> list[Record]:
+        """The records of all points; in this process all trials share the loaded base."""
+        if workers is not None:
+            return measure_on(workers, list(self._units(results)), results=results, say=say)
+        loaded = self._loaded()
+        records: list[Record] = []
+        for draws in self.draws:
+            records += measure(
+                self.protocol,
+                Pool(loaded, draws.modules),
+                self.tasks,
+                self.methods,
+                seeds=draws.seeds,
+                results=results,
+                example_seed=draws.example_seed,
+                say=say,
+            )
+        return records
+
+    def _units(self, results: Results) -> Iterator[TrialUnit]:
+        if isinstance(self.base, Base):
+            raise InvalidInput(
+                "workers: each loads the base itself; expected its name or folder, received a loaded one"
+            )
+        for draws, rows in itertools.product(self.draws, self.tasks):
+            for seed in draws.seeds:
+                yield TrialUnit(
+                    str(self.base),
+                    self.precision,
+                    self.device,
+                    tuple(draws.modules),
+                    self.protocol,
+                    rows,
+                    tuple(method.name for method in self.methods),
+                    seed,
+                    draws.example_seed,
+                    results.of_task(rows.name),
+                )
+
+    def _loaded(self) -> Base:
+        if isinstance(self.base, Base):
+            return self.base
+        return load_base(str(self.base), precision=self.precision, device=self.device, cache=default_cache())
 
 
 def _checked(protocol: Protocol, n_seeds: int, tasks: Sequence[str]) -> tuple[list[int], list[TaskRows]]:
@@ -155,9 +219,3 @@ def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:
     if unknown := [name for name in names if name not in known]:
         raise InvalidInput(f"task '{unknown[0]}' is not in the data; it has {', '.join(known)}")
     return [task for task in tasks if not names or task.name in names]
-
-
-def _loaded(base: str | Path | Base, precision: str, device: str) -> Base:
-    if isinstance(base, Base):
-        return base
-    return load_base(str(base), precision=precision, device=device, cache=default_cache())

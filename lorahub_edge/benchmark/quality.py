@@ -33,6 +33,10 @@ class Results:
         self.path = path
         self._known: dict[str, Record] = {} if again else {r["key"]: r for r in read(path)}
 
+    def of_task(self, task: str) -> tuple[Record, ...]:
+        """What is known of a task."""
+        return tuple(record for record in self._known.values() if record["setup"]["task"] == task)
+
     def get(self, bench: str, setup: Mapping[str, Any]) -> Record | None:
         """The record of a point, if it was measured."""
         return self._known.get(key_of(bench, setup))

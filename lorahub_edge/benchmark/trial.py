@@ -61,7 +61,7 @@ class Pool:
         Raises:
             InvalidInput: it has no other.
         """
-        others = [m for m in self.modules if m is not module]
+        others = [m for m in self.modules if module is None or m.name != module.name]
         if len(others) == len(self.modules):
             return self
         if not others:

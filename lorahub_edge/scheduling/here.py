@@ -6,8 +6,7 @@ import os
 import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from threading import Thread
 from typing import Any
 
@@ -52,14 +51,20 @@ class LocalProcess:
 
     def submit(self, function: Function, unit: Any) -> Future[Result]:
         """See `Worker`."""
-        return self._pool.submit(_attempt_here, function, unit)
+        try:
+            return self._pool.submit(_attempt_here, function, unit)
+        except BrokenProcessPool as error:  # it died with nothing to do
+            future: Future[Result] = Future()
+            future.set_exception(error)
+            return future
 
     def stop(self) -> None:
         """Kill it: what it writes is whole or is gone on from."""
-        if self.ready.done() and not self.ready.exception():
-            with suppress(ProcessLookupError):
-                os.kill(self.ready.result(), signal.SIGKILL)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        is_there = self.ready.done() and not self.ready.cancelled() and not self.ready.exception()
+        for child in active_children() if is_there else ():
+            if child.pid == self.ready.result():
+                child.kill()
+        self._pool.shutdown(wait=is_there, cancel_futures=True)  # one that is still starting ends by itself
 
 
 def _begin_process(threads: int) -> None:

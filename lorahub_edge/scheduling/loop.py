@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -55,7 +55,7 @@ class Step:
 
 def carry_out(
     function: Function, units: Sequence[Any], start: Callable[[], Worker], *, n_workers: int
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Carry out all units, in the order in which workers are free for them.
 
     Args:

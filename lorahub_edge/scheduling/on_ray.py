@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from lorahub_edge.errors import InvalidInput, NotInstalled, first_line
 from lorahub_edge.scheduling.units import Function, Held, Result, attempt, begin
 
 LOCAL = "local"
+_KNOCK_S = 10.0
 
 
 @contextmanager
@@ -37,19 +39,27 @@ def connected(address: str) -> Iterator[list[float]]:
     was_connected = ray.is_initialized()
     if not was_connected:
         try:
+            _knock(address)
             ray.init(
                 address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=False if address == LOCAL else None,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise InvalidInput(f"ray: no cluster answers at '{address}' ({first_line(error)})") from error
     try:
         yield [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     finally:
         if not was_connected:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds that nobody listens; Ray takes minutes. Raises OSError or ValueError."""
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 class RayWorker:

@@ -101,9 +101,9 @@ class Preparer:
                 self._known[what] = (make(), None)
             except Exception as error:
                 self._known[what] = (None, error)
-        made, error = self._known[what]
-        if error is not None:
-            raise error
+        made, failure = self._known[what]
+        if failure is not None:
+            raise failure
         return made  # type: ignore[no-any-return]
 
 

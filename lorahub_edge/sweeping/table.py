@@ -123,7 +123,10 @@ class Swept:
                 task: {column: _cell([row for row in own if row["task"] == task], column) for column in COLUMNS}
                 for task in dict.fromkeys(row["task"] for row in own)
             }
-            means = {c: Cell(tuple(t[c].mean for t in tasks.values() if t[c].mean is not None)) for c in COLUMNS}
+            means = {
+                column: Cell(tuple(mean for cells in tasks.values() if (mean := cells[column].mean) is not None))
+                for column in COLUMNS
+            }
             yield Table(pool, preset, {**tasks, **({MEAN: means} if len(tasks) > 1 else {})})
 
     def report(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def study(bases, module_folders, task_folder):
         "pools": {"all": str(module_folders["t5"]), "two": [f"{module_folders['t5']}/m{k}" for k in (0, 1)]},
         "presets": ["paper"],
         "seeds": 2,
-        "settings": {"budget": 12, "n_test": 6, "device": "cpu"},
+        "settings": {"budget": 8, "n_test": 4, "max_new_tokens": 3, "null_control": False, "device": "cpu"},
     }
 
 

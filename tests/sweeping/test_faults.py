@@ -27,15 +27,17 @@ def kind_of(event):
     return event["event"] if isinstance(event, dict) else event.kind
 
 
-def test_a_killed_worker_costs_only_what_it_was_computing(study, undisturbed, tmp_path):
-    events = []
+def test_killed_workers_cost_only_what_they_were_computing(study, undisturbed, tmp_path):
+    events, killed = [], []
 
-    def kill_one(event):
+    def kill_both(event):
         events.append(event)
-        if names(events, "done") and event.kind == "started" and not names(events, "lost"):
-            workers_of(os.getpid())[0].kill()
+        if len(event.running) == 2 and not killed:  # one computes; the other has nothing to do yet
+            killed.extend(workers_of(os.getpid()))
+            for worker in killed:
+                worker.kill()
 
-    swept = lorahub_edge.sweep(study, tmp_path / "out", workers=2, threads=1, on_event=kill_one)
+    swept = lorahub_edge.sweep(study, tmp_path / "out", workers=2, threads=1, on_event=kill_both)
     assert settled(swept) == settled(undisturbed)
     lost = names(events, "lost")
     assert lost
@@ -62,18 +64,18 @@ def start(study, folder, *more):
 
 
 def read_until(process, done):
-    """Events until so many points are done."""
+    """Events until so many points are done, and another one has been started."""
     events = []
     for line in process.stdout:
         events.append(json.loads(line))
-        if len(names(events, "done")) == done:
+        if len(names(events, "done")) >= done and kind_of(events[-1]) == "started":
             break
     return events
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_whose_driver_ends_goes_on(study, undisturbed, tmp_path, how):
-    process = start(study, tmp_path, "--workers", "2", "--threads", "1")
+@pytest.mark.parametrize(("how", "n_workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
+def test_a_sweep_whose_driver_ends_goes_on(study, undisturbed, tmp_path, how, n_workers):
+    process = start(study, tmp_path, "--workers", str(n_workers), "--threads", "1")
     events = read_until(process, 2)
     workers = workers_of(process.pid)
     process.send_signal(how)
@@ -87,7 +89,7 @@ def test_a_sweep_whose_driver_ends_goes_on(study, undisturbed, tmp_path, how):
     swept = lorahub_edge.sweep(tmp_path / "study.toml", on_event=again.append)
     assert settled(swept) == settled(undisturbed)
     running = set(names(events, "started")) - set(names(events, "done"))
-    assert len(running) in (1, 2)
+    assert len(running) <= n_workers
     assert set(names(again, "started")) == {e.point for e in again if e.kind == "done"}
     assert set(names(again, "started")) & set(names(events, "started")) <= running
     assert set(names(events, "done")) <= set(names(again, "known"))
@@ -123,9 +125,7 @@ def test_ray_that_is_missing_or_not_there_is_one_line(study, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        with pytest.raises(
-            NotInstalled, match=r"--ray needs ray, which is not installed; pip install .*\[ray\]"
-        ):
+        with pytest.raises(NotInstalled, match=r"--ray needs ray, which is not installed; pip install .*\[ray\]"):
             lorahub_edge.sweep(study, tmp_path / "out", ray="local")
     pytest.importorskip("ray", reason="needs the extra ray")
     with pytest.raises(InvalidInput, match=r"ray: no cluster answers at '127\.0\.0\.1:1'"):

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_call_goes_on(study, sweep, events, und
     def interrupted(self, *arguments):
         nonlocal n_calls
         n_calls += 1
-        if n_calls == 30:
+        if n_calls == 12:
             signal.raise_signal(signal.SIGINT)
         fill(self, *arguments)
 
