@@ -11,13 +11,14 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 PACKAGE := $(shell find lorahub_edge -name '*.py')
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard tests/cuda_on_cpu/native/* tests/cross/*)
 
-.PHONY: help demo test test-lowest test-newest clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check cross-test callgrind resources docs tables clean
+.PHONY: help demo test test-lowest test-newest resolve clients bench bench-quick lint format build sanitize emulate emulate-all fuzz cross-check cross-test callgrind resources docs tables clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    adapt the embedded model to an embedded task"
 	@echo "make test    lint, then all tests"
 	@echo "make test-lowest  the short tests with the lowest versions that pyproject.toml allows; make test-newest, the newest"
+	@echo "make resolve  look for versions in constraints.txt that some Python cannot install"
 	@echo "make clients      install what tests/clients uses our exports with: optimum-onnx, onnxruntime-genai, OpenVINO, llama.cpp, transformers.js (needs npm); and Ray, which serves them"
 	@echo "make bench        measure time and memory beside the peers (half an hour, 20 GB of disk in WORK)"
 	@echo "make bench-quick  the same in three minutes, on small models, without peers"
@@ -57,6 +58,17 @@ test-lowest test-newest: test-%: $(VENV)-%/.installed
 	$(VENV)-$*/bin/python -m pip list --disable-pip-version-check | grep -i -E '^(torch|transformers|numpy|peft|onnx)'
 	mkdir -p build/$* && ln -sfn ../../tests ../../bench ../../pyproject.toml build/$*/
 	cd build/$* && $(abspath $(VENV))-$*/bin/python -m pytest -q -W default --disable-warnings -n $(PROCESSES) --dist loadfile $(EDGE_TESTS)
+
+# Whether constraints.txt has a version of everything for each Python that is here; installs nothing.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
+
+resolve:
+	@for python in $(PYTHONS); do \
+	  $$python --version >/dev/null 2>&1 || { echo "$$python: not here"; continue; }; \
+	  venv=build/resolve/$$(basename $$python); \
+	  $$python -m venv $$venv && $$venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --dry-run --constraint constraints.txt '.[dev]' && echo "$$python: resolved" || exit 1; \
+	done
 
 # Where benches keep random models and caches between runs.
 WORK ?= build/bench
