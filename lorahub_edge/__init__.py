@@ -96,3 +96,8 @@ def __getattr__(name: str) -> Any:
     need_cpu()
     with needed_by(name):
         return getattr(import_module(f"lorahub_edge.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What is public, though nothing of it is imported yet."""
+    return sorted([*__all__, "__version__"])

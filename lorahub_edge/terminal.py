@@ -37,6 +37,12 @@ class PlainConsole(Console):
 messages = PlainConsole(stderr=True, highlight=False)
 answers = PlainConsole(highlight=False)
 
+
+def _is_seen() -> bool:
+    """Whether somebody watches: a terminal or a notebook."""
+    return messages.is_terminal or messages.is_jupyter
+
+
 _STAGES = {
     "load": "loading base and modules",
     "choose": "choosing modules",
@@ -57,7 +63,7 @@ def progress_bar() -> Iterator[OnProgress]:
         TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
+    with Progress(*columns, console=messages, transient=True, disable=not _is_seen()) as bar:
         task = bar.add_task("", total=None, note="")
         stage = ""
 
@@ -82,7 +88,7 @@ def step_bar() -> Iterator[Any]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     columns += (TimeRemainingColumn(compact=True),)
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
+    with Progress(*columns, console=messages, transient=True, disable=not _is_seen()) as bar:
         task = bar.add_task("", total=None, note="")
 
         def show(step: int, total: int, loss: float) -> None:
@@ -93,7 +99,14 @@ def step_bar() -> Iterator[Any]:
 
 def print_run(report: Mapping[str, Any]) -> None:
     """What happened, the controls' table, the coefficients that matter, where the files are."""
-    from lorahub_edge.adaptation.report import choice_text, legend, numbers_of, sentences, shown_scores
+    from lorahub_edge.adaptation.report import (
+        choice_text,
+        coefficients_text,
+        legend,
+        numbers_of,
+        sentences,
+        shown_scores,
+    )
     from lorahub_edge.tasks.score import loss_text
 
     answers.print(report["headline"], style="bold", soft_wrap=True)
@@ -113,7 +126,7 @@ def print_run(report: Mapping[str, Any]) -> None:
     answers.print(legend(report), style="dim")
     if report["chosen_modules"]:
         answers.print(f"searched: {choice_text(report)}", style="dim", soft_wrap=True)
-    answers.print(_largest(report["coefficients"]), soft_wrap=True)
+    answers.print(coefficients_text(report["coefficients"]), soft_wrap=True)
     if cut := report["rank_cut"]:
         answers.print(
             f"adapter cut from rank {cut['rank_before']} to {cut['rank']}: relative error {cut['relative_error']:.2g} "
@@ -220,13 +233,3 @@ def print_verification(report: Mapping[str, Any]) -> None:
         beside = f"{case['adapter']}: " if case["adapter"] else ""
         table.add_row(beside + case["kind"], str(case["batch_size"]), str(case["n_prompt_tokens"]), *errors, *counts)
     answers.print(table)
-
-
-def _largest(coefficients: Mapping[str, float], n: int = 6) -> str:
-    """The largest coefficients, and how many others there are that are not zero."""
-    ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))
-    in_use = [(name, value) for name, value in ranked if value != 0]
-    listed = ", ".join(f"{name} {value:+.2f}" for name, value in in_use[:n]) or "none"
-    left, zero = len(in_use[n:]), len(ranked) - len(in_use)
-    more = (f" and {left} smaller" if left else "") + (f"; {zero} at zero" if zero else "")
-    return f"coefficients: {listed}{more}"

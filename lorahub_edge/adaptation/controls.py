@@ -25,6 +25,7 @@ class Row:
         coefficients: float64 (n_modules,); none of the constant answer, which is no model.
         value: on the examples; None for the constant answer.
         score: of the answers to the test, or None without one.
+        answers: to the test, in order; () without one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     coefficients: tuple[float, ...]
     value: Value | None
     score: AnswerScore | None = None
+    answers: tuple[str, ...] = ()
 
     @property
     def exact_match(self) -> float | None:
@@ -56,8 +58,9 @@ def constant_control(examples: Sequence[Example], test: Sequence[Example]) -> li
         return []
     answer = constant_answer([e.target for e in examples])
     shown = answer if len(answer) <= _SHOWN else f"{answer[: _SHOWN - 3]}..."
-    score = score_answers([answer] * len(test), [e.target for e in test])
-    return [Row(CONSTANT_ANSWER, f'always "{shown}"', (), None, score)]
+    answers = [answer] * len(test)
+    score = score_answers(answers, [e.target for e in test])
+    return [Row(CONSTANT_ANSWER, f'always "{shown}"', (), None, score, tuple(answers))]
 
 
 def fixed_controls(

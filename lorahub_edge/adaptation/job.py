@@ -40,7 +40,7 @@ from lorahub_edge.kernels import memory
 from lorahub_edge.measure import Stopwatch
 from lorahub_edge.modules import ModuleStack, NullModules, RankCut, cut_rank, load_stack
 from lorahub_edge.search import Evaluated, SearchResult, finite_objective, make_searcher, run_search
-from lorahub_edge.tasks import AnswerScore, score_answers
+from lorahub_edge.tasks import score_answers
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ class Job:
         self.on_progress(Progress("test", done, total))
         tested = list(rows)
         with self.stopwatch.stage("test"), contextlib.suppress(KeyboardInterrupt):
-            tested = [replace(row, score=self._score(base, stack, row, answered)) for row in rows]
+            tested = [self._tested(base, stack, row, answered) for row in rows]
         return tested
 
-    def _score(self, base: Base, stack: ModuleStack, row: Row, on_answered: Callable[[int], None]) -> AnswerScore:
+    def _tested(self, base: Base, stack: ModuleStack, row: Row, on_answered: Callable[[int], None]) -> Row:
         answers = greedy_answers(
             base,
             stack,
@@ -246,7 +246,8 @@ class Job:
             on_answered=on_answered,
         )
         check_use(self.plan)
-        return score_answers(answers, [e.target for e in self.task.test])
+        score = score_answers(answers, [e.target for e in self.task.test])
+        return replace(row, score=score, answers=tuple(answers))
 
     def _rank_cut(self, model: AdaptedModel, cut: RankCut | None) -> dict[str, Any] | None:
         """What the cut has done, and the loss on the examples since: that in the table is from before."""

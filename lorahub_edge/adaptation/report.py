@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import html
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorahub_edge.errors import printable
+from lorahub_edge.adaptation.controls import ADAPTED, BEST_MEAN, BEST_SINGLE, CONSTANT_ANSWER, RANDOM_NULL, ZERO_SHOT
+from lorahub_edge.adaptation.figures import bars, curve, text
 from lorahub_edge.tasks.score import SCORES, STRICT_NOTE, loss_text
 
-_WIDTH, _CURVE_HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 260, 56, 34, 14
-_BAR_HEIGHT, _BAR_GAP, _LABEL_WIDTH, _VALUE_WIDTH = 16, 6, 240, 60
+_SHOWN = 600  # characters of a sample's text
+
+_ABOUT = {
+    CONSTANT_ANSWER: "the examples' most frequent answer to every question, without a model",
+    ZERO_SHOT: "the base without modules",
+    BEST_SINGLE: "what choosing one module gives",
+    BEST_MEAN: "what choosing a few gives, without weighing them",
+    RANDOM_NULL: "what the same search makes of modules that know nothing",
+}
 
 _SIGNS = {
     "factors": "All signs flipped at once give the same model.",
@@ -28,12 +34,20 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
 p, figcaption { color: var(--soft); } p.verdict { color: var(--ink); }
 figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
-table { border-collapse: collapse; width: 100%; } td:first-child { white-space: nowrap; }
-th, td { padding: .35rem .6rem;
-  border-bottom: 1px solid var(--line); }
-th { text-align: left; font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-tr.adapted { background: var(--mark); font-weight: 600; } td.d { color: var(--soft); font-weight: 400; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg .name { fill: var(--ink); }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td small { display: block; color: var(--soft); font-weight: 400; }
+tr.adapted { background: var(--mark); font-weight: 600; } .right { color: var(--best); } .wrong { color: var(--down); }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.bars { display: grid; grid-template-columns: minmax(5rem, auto) 1fr 1fr; gap: .25rem .5rem; align-items: center; }
+.bars span { display: flex; align-items: center; gap: .4rem; overflow-wrap: anywhere; }
+.bars .down { justify-content: end; }
+.bars i { height: 1rem; background: var(--up); } .bars .down i { background: var(--down); }
+.bars b { font-weight: 400; color: var(--soft); font-variant-numeric: tabular-nums; } details { margin: .8rem 0; }
+blockquote { margin: 0 0 1.2rem; padding-left: .8rem; border-left: 3px solid var(--line); overflow-wrap: anywhere; }
+blockquote p { margin: .2rem 0; white-space: pre-line; }
+@media (max-width: 560px) { body { margin: 1rem auto; } th, td { padding: .3rem; } svg text { font-size: 24px; } }
 """
 
 
@@ -52,20 +66,37 @@ def report_html(report: Mapping[str, Any], losses: Sequence[tuple[float, float]]
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(report["task"])} - lorahub-edge</title><style>{STYLE}</style></head><body>
-<h1>{_text(report["headline"])}</h1>
-<p>{_text(facts)}</p>
+<title>{text(report["task"])} - lorahub-edge</title><style>{STYLE}</style></head><body>
+<h1>{text(report["headline"])}</h1>
+<p>{text(facts)}</p>
 <h2>Beside the controls</h2>
 {_table(report)}
+{_samples(report["samples"])}
 <h2>Loss during the search</h2>
-<figure>{_curve(losses)}<figcaption>Each point is one candidate's loss on the examples (cross-entropy per
+<figure>{curve(losses)}<figcaption>Each point is one candidate's loss on the examples (cross-entropy per
 answer token); the line is the loss of the best candidate so far, best by the objective
-{_text(search["formula"])}.</figcaption></figure>
+{text(search["formula"])}.</figcaption></figure>
 <h2>Coefficients</h2>
-<figure>{_bars(report["coefficients"])}<figcaption>One per module, in the order given, within a box of
+<figure>{bars(report["coefficients"])}<figcaption>One per module, within a box of
 &plusmn;{search["bound"]:g}. {_SIGNS[search["composition"]]}</figcaption></figure>
 </body></html>
 """
+
+
+def notebook_html(report: Mapping[str, Any]) -> str:
+    """What a notebook shows of a run."""
+    used = text(coefficients_text(report["coefficients"]))
+    return f"<p><b>{text(report['headline'])}</b></p>{_table(report)}<p>{used}</p>"
+
+
+def coefficients_text(coefficients: Mapping[str, float], n: int = 6) -> str:
+    """The largest coefficients, and how many others there are that are not zero."""
+    ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))
+    in_use = [(name, value) for name, value in ranked if value != 0]
+    listed = ", ".join(f"{name} {value:+.2f}" for name, value in in_use[:n]) or "none"
+    left, zero = len(in_use[n:]), len(ranked) - len(in_use)
+    more = (f" and {left} smaller" if left else "") + (f"; {zero} at zero" if zero else "")
+    return f"coefficients: {listed}{more}"
 
 
 def shown_scores(report: Mapping[str, Any]) -> dict[str, str]:
@@ -107,89 +138,48 @@ def choice_text(report: Mapping[str, Any]) -> str:
     return f"{n} of {choice['of']} modules, chosen by {choice['by']}{cost}"
 
 
-def _text(value: object) -> str:
-    return html.escape(printable(str(value)))
+def about_controls(report: Mapping[str, Any]) -> str:
+    """What the rows beside the adapted one are there for."""
+    here = [row["name"] for row in report["table"]]
+    return (
+        "How to read the rows: "
+        + "; ".join(f"{name}: {what}" for name, what in _ABOUT.items() if name in here)
+        + (". If another row is as good, it is not the combination that helped.")
+    )
 
 
 def _table(report: Mapping[str, Any]) -> str:
     scores = shown_scores(report)
     rows = []
     for row in report["table"]:
-        css = ' class="adapted"' if row["name"] == "adapted" else ""
-        cells = "".join(f'<td class="n">{text}</td>' for text in numbers_of(row, scores))
-        rows.append(f'<tr{css}><td>{_text(row["name"])}</td>{cells}<td class="d">{_text(row["detail"])}</td></tr>')
+        css = ' class="adapted"' if row["name"] == ADAPTED else ""
+        cells = "".join(f'<td class="n">{number}</td>' for number in numbers_of(row, scores))
+        rows.append(f"<tr{css}><td>{text(row['name'])}<small>{text(row['detail'])}</small></td>{cells}</tr>")
     head = "".join(f'<th class="n">{heading}</th>' for heading in ("loss", *scores.values()))
-    notes = "".join(f'<p class="verdict">{_text(sentence)}</p>' for sentence in sentences(report))
-    return f"""<table><tr><th></th>{head}<th></th></tr>{"".join(rows)}</table>
-{notes}<p>{_text(legend(report))}</p>"""
+    notes = "".join(f'<p class="verdict">{text(sentence)}</p>' for sentence in sentences(report))
+    return f"""<table><tr><th></th>{head}</tr>{"".join(rows)}</table>
+{notes}<p>{text(legend(report))}</p>
+<p>{text(about_controls(report))}</p>"""
 
 
-def _curve(losses: Sequence[tuple[float, float]]) -> str:
-    points = [(i, loss) for i, (loss, _) in enumerate(losses) if math.isfinite(loss)]
-    if not points:
-        return "<p>No candidate has a finite loss.</p>"
-    best = _best_so_far(losses)
-    low = min(loss for _, loss in points)
-    high = max(loss for _, loss in points)
-    # a few wild candidates must not flatten the rest
-    high = (
-        min(high, low + 4 * (sorted(loss for _, loss in points)[len(points) // 2] - low) + 1e-9)
-        if high > low
-        else low + 1
-    )
-    plot_width, plot_height = _WIDTH - _LEFT - 10, _CURVE_HEIGHT - _TOP - _BOTTOM
-
-    def x(index: float) -> float:
-        return _LEFT + plot_width * index / max(1, len(losses) - 1)
-
-    def y(loss: float) -> float:
-        return _TOP + plot_height * (1 - (min(loss, high) - low) / (high - low))
-
-    marks = "".join(f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="2.6" fill="var(--point)"/>' for i, v in points)
-    steps = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in best)
-    ticks = [low + (high - low) * k / 4 for k in range(5)]
-    grid = "".join(
-        f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="var(--line)"/>'
-        f'<text x="{_LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.2f}</text>'
-        for t in ticks
-    )
-    axis = "".join(
-        f'<text x="{x(i):.1f}" y="{_CURVE_HEIGHT - 12}" text-anchor="middle">{i + 1}</text>'
-        for i in sorted({0, len(losses) // 4, len(losses) // 2, 3 * len(losses) // 4, len(losses) - 1})
-    )
-    line = f'<polyline points="{steps}" fill="none" stroke="var(--best)" stroke-width="2"/>'
-    return f'<svg viewBox="0 0 {_WIDTH} {_CURVE_HEIGHT}" role="img">{grid}{marks}{line}{axis}</svg>'
+def _samples(found: Sequence[Mapping[str, Any]]) -> str:
+    if not found:
+        return ""
+    parts = ["<h2>Answers to the test</h2>"]
+    for is_right, heading in ((True, "Right"), (False, "Wrong")):
+        chosen = [sample for sample in found if sample["right"] == is_right]
+        parts += [f"<h3>{heading}</h3>"] if chosen else []
+        parts += [_sample(sample) for sample in chosen]
+    return "".join(parts)
 
 
-def _best_so_far(losses: Sequence[tuple[float, float]]) -> list[tuple[int, float]]:
-    """(evaluation, loss of the candidate with the lowest objective until then)."""
-    best_loss, best_objective = math.inf, math.inf
-    steps = []
-    for index, (loss, objective) in enumerate(losses):
-        if objective < best_objective:
-            best_loss, best_objective = loss, objective
-        if math.isfinite(best_loss):
-            steps.append((index, best_loss))
-    return steps
+def _sample(sample: Mapping[str, Any]) -> str:
+    shown = {name: text(_cut(sample[name])) for name in ("input", "target", ZERO_SHOT, ADAPTED)}
+    css = "right" if sample["right"] else "wrong"
+    return f"""<blockquote><p>{shown["input"]}</p>
+<p><b class="{css}">adapted: {shown[ADAPTED]}</b></p>
+<p>expected: {shown["target"]}; {ZERO_SHOT}: {shown[ZERO_SHOT]}</p></blockquote>"""
 
 
-def _bars(coefficients: Mapping[str, float]) -> str:
-    largest = max((abs(c) for c in coefficients.values()), default=0.0) or 1.0
-    half = (_WIDTH - _LABEL_WIDTH - 2 * _VALUE_WIDTH) / 2
-    middle = _LABEL_WIDTH + _VALUE_WIDTH + half
-    bars = []
-    for row, (name, value) in enumerate(coefficients.items()):
-        top = row * (_BAR_HEIGHT + _BAR_GAP)
-        length = half * abs(value) / largest
-        left = middle if value >= 0 else middle - length
-        end, anchor = (middle + length + 6, "start") if value >= 0 else (middle - length - 6, "end")
-        label = name if len(name) <= 34 else f"...{name[-31:]}"
-        bars.append(
-            f'<text class="name" x="{_LABEL_WIDTH - 8}" y="{top + 12}" text-anchor="end">{_text(label)}</text>'
-            f'<rect x="{left:.1f}" y="{top}" width="{length:.1f}" height="{_BAR_HEIGHT}" '
-            f'fill="var(--{"up" if value >= 0 else "down"})"/>'
-            f'<text x="{end:.1f}" y="{top + 12}" text-anchor="{anchor}">{value:+.2f}</text>'
-        )
-    height = len(coefficients) * (_BAR_HEIGHT + _BAR_GAP)
-    zero = f'<line x1="{middle}" x2="{middle}" y1="0" y2="{height}" stroke="var(--soft)"/>'
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(bars)}{zero}</svg>'
+def _cut(whole: str) -> str:
+    return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}..."

@@ -11,7 +11,7 @@ from typing import Any, cast
 from lorahub_edge.adaptation.adapted import AdaptedModel
 from lorahub_edge.adaptation.controls import ADAPTED, ZERO_SHOT, Row
 from lorahub_edge.adaptation.objective import Value
-from lorahub_edge.adaptation.report import report_html
+from lorahub_edge.adaptation.report import notebook_html, report_html
 from lorahub_edge.adaptation.run_folder import (
     ADAPTER,
     COEFFICIENTS,
@@ -22,6 +22,7 @@ from lorahub_edge.adaptation.run_folder import (
     RUN_FORMAT,
     RunFolder,
 )
+from lorahub_edge.adaptation.samples import samples
 from lorahub_edge.adaptation.stages import ContentHashes
 from lorahub_edge.adaptation.task import Task
 from lorahub_edge.adaptation.verdict import verdict_on
@@ -110,6 +111,7 @@ class Run:
             "n_examples": len(self.task.examples),
             "n_test": len(self.task.test),
             "table": [_row_record(row) for row in self.table],
+            "samples": samples(self.table, self.task.test),
             "coefficients": dict(self.coefficients),
             "single_module_losses": dict(self.single_losses),
             "search": dict(self.manifest["search"]),
@@ -166,6 +168,10 @@ class Run:
                 task_type=base.family.task_type,
                 targets=_target_modules(list(self.module.factors), list(base.linear_shapes())),
             )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the table beside the controls."""
+        return notebook_html(self.report())
 
     def __repr__(self) -> str:
         state = "interrupted" if self.interrupted else "finished"

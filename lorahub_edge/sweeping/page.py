@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from urllib.parse import quote
 
 from lorahub_edge.adaptation.controls import ADAPTED, ZERO_SHOT
+from lorahub_edge.adaptation.figures import text
 from lorahub_edge.adaptation.report import STYLE
 from lorahub_edge.adaptation.run_folder import REPORT_HTML
-from lorahub_edge.errors import printable
 from lorahub_edge.sweeping.table import COLUMNS, Row, Swept, Table
 from lorahub_edge.tasks.score import loss_text
 
@@ -17,8 +16,8 @@ LEGEND = "% exact match on test rows: mean ± standard error over the seeds; in 
 
 def page_html(swept: Swept) -> str:
     """The page; `swept.folder` is where it will lie."""
-    name = _text(swept.folder.name)
-    failures = "".join(f"<tr><td>{_text(n)}</td><td class='d'>{_text(r)}</td></tr>" for n, r in swept.failures.items())
+    name = text(swept.folder.name)
+    failures = "".join(f"<tr><td>{text(n)}</td><td class='d'>{text(r)}</td></tr>" for n, r in swept.failures.items())
     failed = f"<h2>Failures</h2><table>{failures}</table>" if failures else ""
     heads = "".join(f'<th class="n">{column}</th>' for column in COLUMNS)
     return f"""<!doctype html>
@@ -35,17 +34,13 @@ def page_html(swept: Swept) -> str:
 """
 
 
-def _text(value: object) -> str:
-    return html.escape(printable(str(value)))
-
-
 def _table(table: Table, heads: str) -> str:
     rows = "".join(
-        f"<tr><td>{_text(task)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells.values())}</tr>"
+        f"<tr><td>{text(task)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells.values())}</tr>"
         for task, cells in table.rows.items()
     )
     return (
-        f"<h2>pool {_text(table.pool)}, preset {_text(table.preset)}</h2><table><tr><th></th>{heads}</tr>{rows}</table>"
+        f"<h2>pool {text(table.pool)}, preset {text(table.preset)}</h2><table><tr><th></th>{heads}</tr>{rows}</table>"
     )
 
 
@@ -61,5 +56,5 @@ def _point(row: Row) -> str:
         f"{row['costs']['seconds']:.1f}",
     )
     name = f"{row['task']}, {row['pool']}, {row['preset']}, seed {row['seed']}"
-    link = f'<a href="runs/{quote(row["folder"])}/{REPORT_HTML}">{_text(name)}</a>'
+    link = f'<a href="runs/{quote(row["folder"])}/{REPORT_HTML}">{text(name)}</a>'
     return f"<tr><td>{link}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"

@@ -43,8 +43,9 @@ def test_the_table_has_every_control_and_the_adapted_model_wins_on_its_objective
     assert run.row("adapted").score == score_answers(answers, targets)
     said = constant_answer([e.target for e in run.task.examples])
     assert run.row("constant answer") == Row(
-        "constant answer", f'always "{said}"', (), None, score_answers([said] * len(targets), targets)
+        "constant answer", f'always "{said}"', (), None, score_answers([said] * 2, targets), (said,) * 2
     )
+    assert run.row("adapted").answers == tuple(answers)
     assert list(run.coefficients) == ["m0", "m1", "m2", "m3"]
     best = min(run.single_losses, key=run.single_losses.get)
     assert best in run.row("best single module").detail
@@ -97,9 +98,14 @@ def test_the_page_stands_alone_and_shows_the_numbers(run):
     score = run.row("constant answer").score
     numbers = [f"{number:.1f}" for number in (score.exact_match, score.most_frequent, score.valid_form)]
     cells = "".join(f'<td class="n">{text}</td>' for text in ["-", *numbers])
-    assert f"<td>constant answer</td>{cells}" in page
+    assert f"</small></td>{cells}" in page.partition("constant answer")[2]
     assert page.count("<circle") == 20
-    assert page.count("<rect") == 4
+    n_used = sum(value != 0 for value in run.coefficients.values())
+    assert page.count("<i style") == n_used
+    assert (f"{4 - n_used} of 4 at zero" in page) == (n_used < 4)
+    shown = run.report()["samples"]
+    assert {s["input"] for s in shown} == {e.input for e in run.task.test}
+    assert [s["adapted"] for s in shown if s["right"]] == [s["target"] for s in shown if s["right"]]
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama", "gemma3"])

@@ -3,12 +3,22 @@
 import pytest
 
 from lorahub_edge import terminal
-from lorahub_edge.adaptation.report import STRICT_NOTE, report_html
+from lorahub_edge.adaptation.controls import ADAPTED, ZERO_SHOT, Row
+from lorahub_edge.adaptation.figures import bars
+from lorahub_edge.adaptation.report import STRICT_NOTE, notebook_html, report_html
+from lorahub_edge.adaptation.samples import samples
+from lorahub_edge.tasks import Example, score_answers
 from lorahub_edge.terminal import print_run
 
 VERDICT = (
     "On 100 test rows the adapted model (7.0 %) is not clearly ahead of the constant answer (7.0 %): it may be so."
 )
+
+
+SAMPLES = [
+    {"input": "<i>q</i>", "target": "x", "zero-shot": "z", "adapted": "x", "right": True},
+    {"input": "q" * 700, "target": "x", "zero-shot": "z", "adapted": "y", "right": False},
+]
 
 
 def row(name, detail, loss, *scores, coefficients=(1.0,)):
@@ -26,7 +36,7 @@ def report(*, strict, n_test=100, verdict=VERDICT):
             row("random-LoRA null", "the same search over 27 random modules", 0.7356, None, None, None, None),
             row("adapted", "best of 107 evaluations", 11.0046, 100.0, strict, 16.0, 50.0),
         ],
-        "coefficients": {"a": 1.0}, "timings": {"total_s": 1.0}, "peak_memory": {},
+        "coefficients": {"a": 1.0}, "samples": SAMPLES, "timings": {"total_s": 1.0}, "peak_memory": {},
         "rank_cut": None, "chosen_modules": None, "rank_note": "",
         "search": {"resolved_optimizer": "o", "evaluations": 1, "seed": 0, "formula": "f", "bound": 1.5,
             "composition": "factors"},
@@ -83,3 +93,49 @@ def test_the_last_line_says_what_a_rank_needs_where_it_needs_something(printed):
         *plain,
         "the adapter has rank 17",
     ]
+
+
+def test_the_page_shows_right_and_wrong_answers_as_text():
+    page = report_html(report(strict=40.0), [(1.0, 1.0)])
+    assert "<h3>Right</h3>" in page
+    assert "&lt;i&gt;q&lt;/i&gt;" in page
+    assert "q" * 600 + "..." in page
+    assert "q" * 601 not in page
+    assert "answers to the test" not in report_html({**report(strict=40.0), "samples": []}, [(1.0, 1.0)]).lower()
+
+
+def test_the_page_says_what_the_controls_are_for():
+    page = report_html(report(strict=40.0), [(1.0, 1.0)])
+    assert "random-LoRA null: what the same search makes of modules that know nothing." in page
+    assert "best single module:" not in page  # not among these rows
+
+
+def test_coefficients_at_zero_are_folded_and_the_largest_come_first():
+    shown = bars({"a": 0.0, "b<": 0.5, "c": -1.0, "d": 0.0})
+    assert shown.index("-1.00") < shown.index("b&lt;") < shown.index("<details>")
+    assert "<summary>2 of 4 at zero</summary>a, d" in shown
+    assert shown.index('<span class="down"><b>-1.00</b><i style="width:75.0%">') < shown.index(
+        '<i style="width:37.5%">'
+    )
+    assert "<details>" not in bars({"a": 1.0})
+
+
+def test_samples_are_the_first_right_and_the_first_wrong_rows():
+    test = [Example(f"q{k}", "yes" if k % 3 else "no") for k in range(12)]
+    said = ["yes"] * 12
+    table = [
+        Row(name, "", (1.0,), None, score_answers(answers, [e.target for e in test]), tuple(answers))
+        for name, answers in ((ZERO_SHOT, ["?"] * 12), (ADAPTED, said))
+    ]
+    found = samples(table, test)
+    assert [s["input"] for s in found] == ["q1", "q2", "q4", "q5", "q0", "q3", "q6", "q9"]
+    assert [s["right"] for s in found] == [True] * 4 + [False] * 4
+    assert {(s["adapted"], s["zero-shot"]) for s in found} == {("yes", "?")}
+    assert samples(table[1:], test) == []
+
+
+def test_a_notebook_shows_the_table():
+    shown = notebook_html({**report(strict=40.0), "headline": "a < b"})
+    assert "<b>a &lt; b</b>" in shown
+    assert "coefficients: a +1.00" in shown
+    assert shown.count("<tr") == 5
