@@ -52,7 +52,7 @@ def words(svg: str) -> str:
     """The text of a picture without what differs from run to run: numbers, and where the run folder is."""
     pieces = re.findall(r"<text [^>]*>(.*?)</text>", svg)
     text = " ".join(html.unescape(" ".join(pieces)).split())  # a no-break space is a blank to split(), too
-    return re.sub(r"[+-]?\d[\d.]*", "#", re.sub(r"\S*/runs/\S*", "RUN", text))
+    return re.sub(r"[+-]?\d[\d.]*", "#", re.sub(r"\S*runs/\S*", "RUN", text))
 
 
 if __name__ == "__main__":

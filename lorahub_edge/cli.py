@@ -27,7 +27,7 @@ from lorahub_edge.commands import (
     one_line_errors,
 )
 from lorahub_edge.json_text import to_json
-from lorahub_edge.terminal import answers, messages, step_bar
+from lorahub_edge.terminal import answers, messages, place, step_bar
 
 
 def _print_version(wanted: bool) -> None:
@@ -174,7 +174,7 @@ def train(
             keep_rows=keep_rows,
         )
     answers.print(f"trained module {module.name}: {len(module.factors)} targets, rank {rank}")
-    answers.print(f"module folder: {out.absolute()}", soft_wrap=True)
+    answers.print(f"module folder: {place(out)}", soft_wrap=True)
 
 
 @app.command()

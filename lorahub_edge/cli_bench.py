@@ -19,7 +19,7 @@ from lorahub_edge.commands import (
     one_line_errors,
 )
 from lorahub_edge.json_text import to_json
-from lorahub_edge.terminal import answers, messages
+from lorahub_edge.terminal import answers, messages, place
 
 if TYPE_CHECKING:
     from lorahub_edge.benchmark.records import Record
@@ -216,4 +216,4 @@ def _run(
     for text in summary(records, against=against):
         for line in (*text.splitlines(), ""):
             answers.print(line, soft_wrap=True)
-    messages.print(f"result file: {out.absolute()}", soft_wrap=True)
+    messages.print(f"result file: {place(out)}", soft_wrap=True)

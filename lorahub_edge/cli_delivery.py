@@ -15,6 +15,7 @@ from lorahub_edge.measure import parse_bytes
 from lorahub_edge.terminal import (
     answers,
     messages,
+    place,
     print_export,
     print_gguf_adapter,
     print_merge,
@@ -161,7 +162,7 @@ def verify(
         typer.echo(to_json(report))
     else:
         print_verification(report)
-        answers.print(f"report: {folder.absolute() / 'verification.json'}", soft_wrap=True)
+        answers.print(f"report: {place(folder / 'verification.json')}", soft_wrap=True)
 
 
 @partial(one_line_errors, is_quiet=False)

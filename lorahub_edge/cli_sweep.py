@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lorahub_edge.commands import CacheOption, RayOption, WorkersOption, one_line_errors
 from lorahub_edge.json_text import to_json
-from lorahub_edge.terminal import answers, messages
+from lorahub_edge.terminal import answers, messages, place
 
 if TYPE_CHECKING:
     from lorahub_edge.sweeping import Event, Swept
@@ -148,4 +148,4 @@ def _print(swept: Swept) -> None:
     answers.print(LEGEND, style="dim")
     for name, reason in swept.failures.items():
         answers.print(f"failed: {name}: {reason}", soft_wrap=True)
-    answers.print(f"sweep folder: {swept.folder}  (table.html, table.json, runs/)", soft_wrap=True)
+    answers.print(f"sweep folder: {place(swept.folder)}  (table.html, table.json, runs/)", soft_wrap=True)

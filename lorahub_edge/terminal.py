@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -36,6 +37,12 @@ class PlainConsole(Console):
 # stderr carries progress and messages, so that stdout is the answer and nothing else
 messages = PlainConsole(stderr=True, highlight=False)
 answers = PlainConsole(highlight=False)
+
+
+def place(path: str | Path) -> str:
+    """A path for people: as the next command takes it, so relative to the current folder if it is below that."""
+    whole, here = Path(path).absolute(), Path.cwd()
+    return str(whole.relative_to(here)) if whole != here and here in whole.parents else str(whole)
 
 
 def _is_seen() -> bool:
@@ -140,7 +147,7 @@ def print_run(report: Mapping[str, Any]) -> None:
     memory = f", peak memory {peak / 1e6:.0f} MB" if peak else ""
     answers.print(f"{report['timings']['total_s']:.1f} s{memory}", style="dim")
     if report["folder"]:
-        answers.print(f"run folder: {report['folder']}  (report.html, adapter/)", soft_wrap=True)
+        answers.print(f"run folder: {place(report['folder'])}  (report.html, adapter/)", soft_wrap=True)
     if report["rank_note"]:
         answers.print(report["rank_note"], soft_wrap=True)
 
@@ -189,7 +196,8 @@ def print_merge(merged: Merged, n_rows: int = 5) -> None:
         numbers = (f"{100 * layer.survived:.1f}", f"{layer.delta_steps:.3g}", str(layer.n_clipped))
         table.add_row(layer.target, *numbers)
     answers.print(table)
-    answers.print(f"merged folder: {merged.folder}  (survival.json)", soft_wrap=True)
+    if merged.folder:
+        answers.print(f"merged folder: {place(merged.folder)}  (survival.json)", soft_wrap=True)
 
 
 def print_export(exported: Exported) -> None:
@@ -199,7 +207,7 @@ def print_export(exported: Exported) -> None:
     print_verification(exported.report)
     if exported.drift is not None:
         answers.print(exported.drift.headline(), style="bold", soft_wrap=True)
-    answers.print(f"exported folder: {exported.folder}", soft_wrap=True)
+    answers.print(f"exported folder: {place(exported.folder)}", soft_wrap=True)
 
 
 def print_gguf_adapter(adapter: GgufAdapter) -> None:

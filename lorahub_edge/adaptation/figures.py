@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lorahub_edge.errors import printable
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 260, 56, 34, 14
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 760, 260, 56, 24, 34, 14
 _LONGEST_BAR = 75  # % of its half; the rest is for its number
 
 
@@ -31,7 +31,7 @@ def curve(losses: Sequence[tuple[float, float]]) -> str:
         if high > low
         else low + 1
     )
-    plot_width, plot_height = _WIDTH - _LEFT - 10, _HEIGHT - _TOP - _BOTTOM
+    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def x(index: float) -> float:
         return _LEFT + plot_width * index / max(1, len(losses) - 1)
@@ -43,7 +43,7 @@ def curve(losses: Sequence[tuple[float, float]]) -> str:
     steps = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in best)
     ticks = [low + (high - low) * k / 4 for k in range(5)]
     grid = "".join(
-        f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="var(--line)"/>'
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}" stroke="var(--line)"/>'
         f'<text x="{_LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{t:.2f}</text>'
         for t in ticks
     )

@@ -32,6 +32,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 820px;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: .95rem; }
 p, figcaption { color: var(--soft); } p.verdict { color: var(--ink); }
 figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; }

@@ -16,6 +16,7 @@ from lorahub_edge.cli import app
 from lorahub_edge.errors import InvalidInput
 from lorahub_edge.exporting import GgufAdapter
 from lorahub_edge.modules import LoraFactors, LoraModule, read_module
+from lorahub_edge.terminal import place
 from tests import tiny
 
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\rd\ne\x9b1mf\u202eg\udcffh"
@@ -68,9 +69,9 @@ def test_brackets_in_names_are_no_markup(call, bases, module_folders, tmp_path):
     assert result.exit_code == 0, result.output
     assert "adapted to [link]task in 4 evaluations" in result.stdout
     assert "coefficients: m[red]0[bold] " in result.stdout
-    assert f"run folder: {tmp_path}/[run]  (report.html, adapter/)" in result.stdout
+    assert "run folder: [run]  (report.html, adapter/)" in result.stdout
     result = call("train", task, *base, "--out", "[b]new", "--max-steps", 1)
-    assert f"trained module [b]new: 12 targets, rank 16\nmodule folder: {tmp_path}/[b]new\n" == result.stdout
+    assert result.stdout == "trained module [b]new: 12 targets, rank 16\nmodule folder: [b]new\n"
 
 
 def test_a_module_folder_with_control_characters_is_refused_in_one_line(call, bases, module_folders, tmp_path):
@@ -123,3 +124,11 @@ def test_a_lora_file_is_shown_with_the_commands_that_put_the_runs_prompt_around_
     assert said[2] == f"Ollama: a Modelfile with FROM /base.gguf and ADAPTER /a.gguf{ending}"
     whose = "the base's chat template" if is_chat else "as the run had it"
     assert said[3:] == [rf"prompt: {whose}: '<user>', question, '\n'", "the adapter has rank 32"]
+
+
+def test_a_place_below_the_current_folder_is_told_from_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place(tmp_path / "runs" / "a") == "runs/a"
+    assert place("runs/a") == "runs/a"
+    for elsewhere in (tmp_path, tmp_path.parent / "b"):
+        assert place(elsewhere) == str(elsewhere)
