@@ -2,6 +2,7 @@
 
 `cli_adapt.py`: what finds coefficients. Here: what asks a model and makes modules. `cli_delivery.py`: what brings a
 model to its users. `cli_bench.py`: what measures it. `cli_sweep.py`: many runs.
+`cli_embedded.py`: what is there from the start.
 
 Heavy imports happen inside the commands, so that --help answers at once.
 """
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery, cli_sweep
+from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery, cli_embedded, cli_sweep
 from lorahub_edge.commands import (
     AdaptedArgument,
     AdapterOption,
@@ -197,6 +198,7 @@ def doctor(as_json: JsonOption = False) -> None:
 cli_delivery.add_commands(app)
 cli_bench.add_commands(app)
 cli_sweep.add_commands(app)
+cli_embedded.add_commands(app)
 
 
 def main() -> None:

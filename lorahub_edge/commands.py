@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Adapt a language model to a new task by composing LoRA modules, without gradients.",
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

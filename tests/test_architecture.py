@@ -37,7 +37,18 @@ ROOMS = [
     "benchmark",
     "sweeping",
 ]
-TOP = ["pocket.make", "terminal", "commands", "cli_adapt", "cli_delivery", "cli_bench", "cli_sweep", "cli", "__init__"]
+TOP = [
+    "pocket.make",
+    "terminal",
+    "commands",
+    "cli_adapt",
+    "cli_delivery",
+    "cli_bench",
+    "cli_sweep",
+    "cli_embedded",
+    "cli",
+    "__init__",
+]
 
 
 def imports(path: Path) -> Iterator[str]:

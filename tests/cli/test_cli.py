@@ -14,8 +14,8 @@ from lorahub_edge.cli import app
 from tests import tiny
 
 COMMANDS = [
-    "adapt", "bench", "doctor", "evaluate", "export", "merge", "plan", "predict", "serve", "sweep", "train",
-    "verify",
+    "adapt", "bench", "doctor", "evaluate", "export", "merge", "modules", "plan", "predict", "serve", "sweep", "tasks",
+    "train", "verify",
 ]  # fmt: skip
 
 
@@ -50,7 +50,19 @@ def test_help_names_every_command_and_every_option_has_help(call):
     for command in commands:
         assert "Example: " in call(*command.split(), "--help").stdout
     assert [p.name for c in commands.values() for p in c.params if p.name != "help" and not p.help] == []
+    assert call("bench", "quality", "-h").stdout == call("bench", "quality", "--help").stdout
     assert call("--version").stdout.startswith("lorahub-edge 0.")
+
+
+@pytest.mark.parametrize(("command", "n"), [("tasks", 8), ("modules", 27)])
+def test_what_is_embedded_is_listed_by_the_names_that_adapt_takes(call, command, n):
+    headline, _, *lines = call(command).stdout.splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("pocket/")]
+    found = json.loads(call(command, "--json").stdout)
+    assert headline.startswith(f"{n} {command}; adapt")
+    assert listed == [row[command[:-1]] for row in found]
+    assert len(set(listed)) == n
+    assert all(all(row.values()) for row in found)
 
 
 def test_adapt_answers_first_then_the_table_then_where_the_files_are(adapt, example_file):
