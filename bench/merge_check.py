@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from lorahub_edge.adaptation.run_folder import ADAPTER, COEFFICIENTS, MANIFEST, RUN_FORMAT
+from lorahub_edge.adaptation.run_folder import ADAPTER, COEFFICIENTS, MANIFEST
 from lorahub_edge.json_text import to_json
-from lorahub_edge.modules import LoraFactors, LoraModule, find_modules, read_module, write_module
+from lorahub_edge.modules import RUN_FORMAT, LoraFactors, LoraModule, find_modules, read_module, write_module
 from lorahub_edge.outputs import whole_folder
 from lorahub_edge.sources import sha256_files
 

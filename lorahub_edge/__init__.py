@@ -10,6 +10,7 @@ exported folder again, `train_module` makes a module for a hub;
 `sweep` adapts to many tasks with many settings, on one machine or many;
 `merge` folds a run's module into its base, `export` makes an ONNX folder of it, `verify` checks one again,
 `export_gguf_adapter` makes a LoRA file for llama.cpp;
+`Catalogue` knows thousands of modules, and `modules="hub:QUERY"` takes some of them;
 `lorahub_edge.serve` answers from such a folder without torch.
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lorahub_edge.adaptation import AdaptedModel, MemoryPlan, Run, adapt, plan
     from lorahub_edge.answering import ExportedModel, load_adapted
     from lorahub_edge.base import Base, load_base, save_base
+    from lorahub_edge.catalogue import Catalogue
     from lorahub_edge.exporting import Exported, GgufAdapter, export, export_gguf_adapter, verify
     from lorahub_edge.merging import Merged, merge
     from lorahub_edge.modules import LoraModule, load_modules
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AdaptedModel": "adaptation",
     "Base": "base",
+    "Catalogue": "catalogue",
     "Exported": "exporting",
     "ExportedModel": "answering",
     "GgufAdapter": "exporting",
@@ -59,6 +62,7 @@ _HOME = {
 __all__ = [
     "AdaptedModel",
     "Base",
+    "Catalogue",
     "Exported",
     "ExportedModel",
     "GgufAdapter",

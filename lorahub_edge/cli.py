@@ -2,7 +2,7 @@
 
 `cli_adapt.py`: what finds coefficients. Here: what asks a model and makes modules. `cli_delivery.py`: what brings a
 model to its users. `cli_bench.py`: what measures it. `cli_sweep.py`: many runs.
-`cli_embedded.py`: what is there from the start.
+`cli_hub.py`: the catalogue of modules. `cli_embedded.py`: what is there from the start.
 
 Heavy imports happen inside the commands, so that --help answers at once.
 """
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery, cli_embedded, cli_sweep
+from lorahub_edge import __version__, cli_adapt, cli_bench, cli_delivery, cli_embedded, cli_hub, cli_sweep
 from lorahub_edge.commands import (
     AdaptedArgument,
     AdapterOption,
@@ -199,6 +199,7 @@ cli_delivery.add_commands(app)
 cli_bench.add_commands(app)
 cli_sweep.add_commands(app)
 cli_embedded.add_commands(app)
+cli_hub.add_commands(app)
 
 
 def main() -> None:

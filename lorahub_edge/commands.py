@@ -90,7 +90,10 @@ AdapterOption = Annotated[
 ]
 ModulesOption = Annotated[
     list[str],
-    typer.Option(help="Embedded name, PEFT folder, folder of such folders, list file or Hub id. Repeatable."),
+    typer.Option(
+        help="Embedded name, PEFT folder, folder of such folders, list file, Hub id, hub:QUERY for modules of the "
+        "catalogue (hub:all, 'hub:sentiment rank:16'), or a run's manifest.json for those of the run. Repeatable."
+    ),
 ]
 ExamplesOption = Annotated[
     str | None, typer.Option(help="A file of rows (JSONL, JSON, CSV, TSV), or pocket/TASK. Default: an embedded task.")

@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorahub_edge.errors import InvalidInput, UnsupportedFormat, first_line, refused_as
 
@@ -21,6 +22,9 @@ _HUB_ID = re.compile(
 )
 ChooseFiles = Callable[[Sequence[str], str | None], list[str]]
 _HASH_CHUNK_BYTES = 1 << 22
+_BUSY = (429, 500, 502, 503, 504)
+_WAITS_S = (0.5, 1.0, 2.0)
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,35 @@ def resolve(spec: str, *, embedded: Mapping[str, Path], choose_files: ChooseFile
     return _download(spec, match, choose_files, kind)
 
 
+def _patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """Ask the Hub again where it says that it is busy; what it has sent by then is not fetched again."""
+    for wait_s in _WAITS_S:
+        try:
+            return ask()
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status not in _BUSY:
+                raise
+            time.sleep(wait_s)
+    return ask()
+
+
+def moved_to(spec: str, commit: str) -> str | None:
+    """The commit that a Hub id names today, if it is another one than `commit`.
+
+    Raises:
+        InvalidInput: the Hub did not answer, or has no such repository or revision any more.
+    """
+    from huggingface_hub import HfApi
+
+    match = _HUB_ID.match(spec)
+    try:
+        now = match and _patiently(lambda: HfApi().model_info(match["repo"], revision=match["revision"]).sha)
+    except Exception as error:  # see _download
+        raise InvalidInput(f"'{spec}': the Hub did not say where it is ({first_line(error)})") from error
+    return None if now == commit else now
+
+
 def local_path(place: str | Path) -> Path:
     """A path with ~ as the user's home; ~NAME of nobody stays as it is."""
     return Path(os.path.expanduser(place))
@@ -81,9 +114,9 @@ def _download(spec: str, match: re.Match[str], choose_files: ChooseFiles, kind: 
         if constants.HF_HUB_OFFLINE:
             folder = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
         else:
-            info = HfApi().model_info(repo, revision=revision)
+            info = _patiently(lambda: HfApi().model_info(repo, revision=revision))
             wanted = choose_files([sibling.rfilename for sibling in info.siblings or []], pick)
-            folder = snapshot_download(repo, revision=revision, allow_patterns=wanted)
+            folder = _patiently(lambda: snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except InvalidInput as error:
         raise InvalidInput(f"{kind} '{spec}': {error}") from error
     except Exception as error:  # the client also lets through the errors of its HTTP library, which changes

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lorahub_edge.adaptation import Progress as RunProgress
     from lorahub_edge.adaptation.memory_plan import MemoryPlan
     from lorahub_edge.adaptation.progress import OnProgress
+    from lorahub_edge.catalogue import Check, Entry
     from lorahub_edge.exporting import Exported, GgufAdapter
     from lorahub_edge.merging import Merged
 
@@ -241,3 +242,37 @@ def print_verification(report: Mapping[str, Any]) -> None:
         beside = f"{case['adapter']}: " if case["adapter"] else ""
         table.add_row(beside + case["kind"], str(case["batch_size"]), str(case["n_prompt_tokens"]), *errors, *counts)
     answers.print(table)
+
+
+def print_entries(entries: Sequence[Entry]) -> None:
+    """Modules of the catalogue, a line each."""
+    if not entries:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("module", "base", "rank", "alpha", "targets", "weights", "size", "licence"):
+        right = column in ("rank", "alpha", "size")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for e in entries:
+        numbers, size = (f"{e.rank:g}", f"{e.alpha:g}"), f"{e.n_bytes / 1e6:.1f} MB"
+        table.add_row(e.name, e.base or "", *numbers, " ".join(e.targets), e.weights, size, e.licence or "")
+    answers.print(table)
+
+
+def print_entry(entry: Entry) -> None:
+    """One module of the catalogue: its line, its places and hashes, its card."""
+    answers.print(f"{entry.name}, added {entry.added}", style="bold", soft_wrap=True)
+    print_entries([entry])
+    where = {"added as": entry.asked, "folder": str(entry.folder), "revision": entry.revision or ""}
+    hashes = {name: f"sha256 {record.sha256}" for name, record in entry.files.items()}
+    for name, text in {**where, "tags": ", ".join(entry.tags), **hashes}.items():
+        if text:
+            answers.print(f"{name}: {text}", soft_wrap=True)
+    for line in ("", *entry.card.splitlines()):
+        answers.print(line, soft_wrap=True)
+
+
+def print_faults(checks: Sequence[Check]) -> None:
+    """What is wrong with modules of the catalogue, a line each."""
+    for check in checks:
+        for fault in check.faults:
+            answers.print(f"{check.name}: {fault}", soft_wrap=True)

@@ -14,7 +14,14 @@ from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run
 from lorahub_edge.adaptation.run_folder import RunFolder
 from lorahub_edge.adaptation.settings import RunSettings
-from lorahub_edge.adaptation.stages import ContentHashes, encode, evaluation_inputs, open_inputs, plan_memory
+from lorahub_edge.adaptation.stages import (
+    ContentHashes,
+    encode,
+    evaluation_inputs,
+    find_inputs,
+    open_inputs,
+    plan_memory,
+)
 from lorahub_edge.adaptation.task import Task, load_task
 from lorahub_edge.base import Base, need_device, resolve_device
 from lorahub_edge.cache import Cache, default_cache
@@ -96,7 +103,7 @@ def adapt(
         choose_modules: how they are chosen. "loss": those whose loss on the examples is lowest alone; every module is
             read, and evaluated once. "random": LoRAHub's draw, random.Random(seed).sample of the names.
             "similar": by TF-IDF cosine of the examples to a module's README.md and training_rows.jsonl; modules that
-            have neither come last.
+            have neither come last. By the last two, only the chosen modules are opened.
         cache: keeps the int8 base and the modules' stack between starts; True is the user's, see `default_cache`; False
             is none.
         out: a run folder to write; nothing is written without it. If a run with the same inputs ended early there, this
@@ -169,7 +176,8 @@ def run_task(
     on_progress(Progress("load", 0, 1))
     if not isinstance(base, Base):  # before anything is downloaded
         need_device(resolve_device(settings.device))
-    opened, choice = choose_unread(open_inputs(base, modules, settings, stopwatch), task, settings)
+    found, choice = choose_unread(find_inputs(base, modules, settings, stopwatch), task, settings)
+    opened = open_inputs(found, stopwatch)
     encoded = encode(opened, task, settings)
     n_searched = settings.n_searched(len(opened.modules))
     search = settings.search(n_searched)
@@ -254,7 +262,8 @@ def plan(
         choose_modules=choose_modules,
     )
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
-    opened, _ = choose_unread(open_inputs(base, modules, settings, Stopwatch()), task, settings)
+    found, _ = choose_unread(find_inputs(base, modules, settings, stopwatch := Stopwatch()), task, settings)
+    opened = open_inputs(found, stopwatch)
     return plan_memory(opened, encode(opened, task, settings), settings, chosen_cache(cache))
 
 

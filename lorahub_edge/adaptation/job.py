@@ -269,6 +269,7 @@ class Job:
             answer_tokens=[len(example.target_ids) for example in self.encoded.examples],
             **self.encoded.lost,
             memory_plan=self.plan.as_record(),
+            module_specs=list(self.opened.specs),
             chosen_modules=self.choice and self.choice.as_record(),
             search={
                 **dataclasses.asdict(self.settings),

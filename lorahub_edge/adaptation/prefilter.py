@@ -10,7 +10,7 @@ import random
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,25 +22,19 @@ from lorahub_edge.adaptation.objective import Value, objective_on
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.settings import RunSettings, SearchSettings
 from lorahub_edge.adaptation.similarity import cosine_similarities
-from lorahub_edge.adaptation.stages import Encoded, Opened
+from lorahub_edge.adaptation.stages import Encoded, Found, Opened
 from lorahub_edge.adaptation.task import Task
 from lorahub_edge.base import Base
 from lorahub_edge.cache import Cache
-from lorahub_edge.errors import LorahubEdgeWarning, refused_as
+from lorahub_edge.catalogue.folders import CARD, TRAINING_ROWS, own_words
+from lorahub_edge.errors import LorahubEdgeWarning
 from lorahub_edge.kernels import memory
-from lorahub_edge.modules import CARD, TRAINING_ROWS, LoraModule, ModuleFolder, load_stack
+from lorahub_edge.modules import LoraModule, ModuleFolder, load_stack
 from lorahub_edge.search import Evaluated
-from lorahub_edge.tasks import load_examples
 
 # At most so many modules are in memory at once while each is looked at alone, and never more than are to be chosen:
 # the plan for the chosen ones then holds for the batches too.
 _BATCH = 24
-
-# PEFT writes a card with some forty of these beside every module; one that keeps so many was never filled in.
-_BLANK, _MANY_BLANKS = "[More Information Needed]", 10
-
-# Of what a module says, so much is read: cards of strangers may be of any length.
-_MAX_CHARACTERS = 1 << 16
 
 
 class PoolWarning(LorahubEdgeWarning):
@@ -80,13 +74,13 @@ class Choice:
         return {"name": self.pool[place], **score}
 
 
-def choose_unread(pool: Opened, task: Task, settings: RunSettings) -> tuple[Opened, Choice | None]:
-    """What is left of the pool once all is chosen that can be before weights are read, and how it was chosen.
+def choose_unread(pool: Found, task: Task, settings: RunSettings) -> tuple[Found, Choice | None]:
+    """What is left of the pool once all is chosen that can be before modules are read, and how it was chosen.
 
-    By "loss" that is the whole pool; see `LossFilter`. Warns (PoolWarning) if there are fewer modules than may be
-    chosen: then all are taken.
+    The modules that are left out are not opened. By "loss" the whole pool is left; see `LossFilter`. Warns
+    (PoolWarning) if there are fewer modules than may be chosen: then all are taken.
     """
-    names, n = pool.layout.names, settings.n_searched(len(pool.modules))
+    names, n = tuple(module.name for module in pool.modules), settings.n_searched(len(pool.modules))
     if (settings.max_modules or 0) > len(names):
         warnings.warn(
             f"max_modules: {settings.max_modules} may be chosen and there are {len(names)}; all are taken",
@@ -102,7 +96,7 @@ def choose_unread(pool: Opened, task: Task, settings: RunSettings) -> tuple[Open
         scores = _similarities(pool.modules, task)
         best = sorted(range(len(names)), key=lambda place: (scores[place] is None, -(scores[place] or 0.0)))
         choice = Choice("similar", names, tuple(best[:n]), tuple(scores))
-    return pool.only(choice.places), choice
+    return replace(pool, modules=[pool.modules[place] for place in choice.places]), choice
 
 
 @dataclass(frozen=True)
@@ -175,19 +169,7 @@ def _similarities(modules: Sequence[LoraModule | ModuleFolder], task: Task) -> l
 
 
 def _said_by(module: LoraModule | ModuleFolder) -> str:
-    """A module's card, unless it is PEFT's blank one, and the training rows beside it; empty if it has neither.
-
-    Raises:
-        InvalidInput, UnsupportedFormat: one of the files cannot be read; names it.
-    """
-    folder = module.files[0].parent if module.files else None
-    if folder is None:
-        return ""
-    texts = []
-    if (folder / CARD).is_file():
-        with refused_as(f"{folder / CARD} cannot be read"), open(folder / CARD, "rb") as file:
-            card = file.read(_MAX_CHARACTERS).decode("utf-8", "replace")
-        texts += [card] if card.count(_BLANK) < _MANY_BLANKS else []
-    if (folder / TRAINING_ROWS).is_file():
-        texts += [f"{row.input}\n{row.target}" for row in load_examples(folder / TRAINING_ROWS)]
-    return "\n".join(texts).strip()[:_MAX_CHARACTERS]
+    """See `own_words`; what a catalogue has kept is not read again."""
+    if isinstance(module, ModuleFolder):
+        return own_words(module.folder) if module.words is None else module.words
+    return own_words(module.files[0].parent) if module.files else ""

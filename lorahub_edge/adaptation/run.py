@@ -19,7 +19,6 @@ from lorahub_edge.adaptation.run_folder import (
     MANIFEST,
     REPORT_HTML,
     REPORT_JSON,
-    RUN_FORMAT,
     RunFolder,
 )
 from lorahub_edge.adaptation.samples import samples
@@ -32,7 +31,7 @@ from lorahub_edge.integrity import file_hashes
 from lorahub_edge.json_text import plain
 from lorahub_edge.kernels import ops
 from lorahub_edge.measure import machine, peak_memory, versions
-from lorahub_edge.modules import LoraModule, ModuleFolder, rank_note, write_module
+from lorahub_edge.modules import RUN_FORMAT, LoraModule, ModuleFolder, rank_note, write_module
 from lorahub_edge.outputs import write_errors
 from lorahub_edge.search import Evaluated, SearchResult
 from lorahub_edge.tasks import Examples, Score, examples_text

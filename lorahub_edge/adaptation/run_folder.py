@@ -36,6 +36,7 @@ from lorahub_edge.adaptation.journal import (
 )
 from lorahub_edge.errors import InvalidInput, LorahubEdgeWarning, OutputExists, UnsupportedFormat
 from lorahub_edge.json_text import to_json
+from lorahub_edge.modules import RUN_FORMAT
 from lorahub_edge.outputs import (
     claimed,
     fingerprint,
@@ -48,7 +49,6 @@ from lorahub_edge.outputs import (
 )
 from lorahub_edge.sources import local_path, read_json, record_of
 
-RUN_FORMAT = "lorahub-edge-run/1"
 MANIFEST, COEFFICIENTS, ADAPTER, EXAMPLES = "manifest.json", "coefficients.json", "adapter", "examples.jsonl"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 INPUTS, UNFINISHED = "inputs.json", ".unfinished"

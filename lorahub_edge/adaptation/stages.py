@@ -25,18 +25,33 @@ from lorahub_edge.tasks.lost import warn_of_unreachable
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Base and modules, found and checked against each other.
+class Found:
+    """Base and modules before anything of a module is read.
 
     Attributes:
         base: opened; loaded only if it was handed over so.
         modules: in the order given.
+        specs: what named them; empty for loaded modules.
+    """
+
+    base: Base | OpenBase
+    modules: Sequence[LoraModule | ModuleFolder]
+    specs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Base and modules, found and checked against each other.
+
+    Attributes:
+        base, modules, specs: see `Found`.
         layout: where their factors will lie.
     """
 
     base: Base | OpenBase
     modules: Sequence[LoraModule | ModuleFolder]
     layout: StackLayout
+    specs: tuple[str, ...] = ()
 
     def only(self, places: Sequence[int]) -> Opened:
         """The modules at these places, in their order."""
@@ -44,11 +59,11 @@ class Opened:
         outlines = [module.outline() for module in modules]
         # what the pool changes, and not the base: an opened base is empty once it has been loaded
         shapes = {t.name: (t.out_features, t.in_features) for t in self.layout.targets}
-        return Opened(self.base, modules, StackLayout.of(outlines, shapes, self.base.source.spec))
+        return Opened(self.base, modules, StackLayout.of(outlines, shapes, self.base.source.spec), self.specs)
 
 
-def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, stopwatch: Stopwatch) -> Opened:
-    """Find the base and the modules, all but their weights.
+def find_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, stopwatch: Stopwatch) -> Found:
+    """Open the base and find the modules.
 
     Args, Raises: see `adapt`.
     """
@@ -59,13 +74,25 @@ def open_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, st
             else open_base(str(base), precision=settings.precision, device=settings.device)
         )
     with stopwatch.stage("load_modules"):
-        given = [] if isinstance(modules, (str, Path)) else list(modules)
-        are_found = given and all(isinstance(m, (LoraModule, ModuleFolder)) for m in given)
-        found = given if are_found else find_modules(given or modules)
-        outlines = [module.outline() for module in found]
-        layout = StackLayout.of(outlines, opened.linear_shapes(), opened.source.spec)
-    warn_of_other_bases(outlines, opened.source)
-    return Opened(opened, found, layout)
+        given = [modules] if isinstance(modules, (str, Path)) else list(modules)
+        known = [m for m in given if isinstance(m, (LoraModule, ModuleFolder))]
+        if given and len(known) == len(given):
+            return Found(opened, known, ())
+        bases = (opened.source.spec, str(opened.source.folder))
+        return Found(opened, find_modules(given, bases=bases), tuple(map(str, given)))
+
+
+def open_inputs(found: Found, stopwatch: Stopwatch) -> Opened:
+    """Read what modules say of their factors, and check it against the base.
+
+    Raises:
+        IncompatibleModules, UnsupportedFormat: see `StackLayout.of`, `ModuleFolder.outline`.
+    """
+    with stopwatch.stage("load_modules"):
+        outlines = [module.outline() for module in found.modules]
+        layout = StackLayout.of(outlines, found.base.linear_shapes(), found.base.source.spec)
+    warn_of_other_bases(outlines, found.base.source)
+    return Opened(found.base, found.modules, layout, found.specs)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def bench_quality(
     """
     protocol = protocol or Protocol("quality")
     seeds, found = _checked(protocol, n_seeds, tasks)
-    in_pool = find_modules(modules)
+    in_pool = find_modules(modules, bases=_names_of(base))
     if ceilings and not leave_out:
         raise InvalidInput("ceilings: they are for leave_out (--leave-out), which was not asked for")
     if leave_out:
@@ -121,7 +121,7 @@ def bench_bbh(
     """
     out = Path(out)
     protocol = protocol or Protocol("bbh", prompt="plain", max_new_tokens=PUBLISHED_MAX_NEW_TOKENS)
-    specs = module_specs(list(modules))
+    specs = module_specs(list(modules), _names_of(base))
     draw_modules(specs, n_modules, 1)
     folder = fetch_data(str(data), out.absolute().parent)
     seeds, tasks = _checked(protocol, n_seeds, [str(folder)])
@@ -219,3 +219,7 @@ def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:
     if unknown := [name for name in names if name not in known]:
         raise InvalidInput(f"task '{unknown[0]}' is not in the data; it has {', '.join(known)}")
     return [task for task in tasks if not names or task.name in names]
+
+
+def _names_of(base: str | Path | Base) -> tuple[str, ...]:
+    return (base.source.spec, str(base.source.folder)) if isinstance(base, Base) else (str(base),)

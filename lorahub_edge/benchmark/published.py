@@ -12,8 +12,10 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from lorahub_edge.catalogue import Catalogue
+from lorahub_edge.catalogue.folders import is_module_folder
 from lorahub_edge.errors import InvalidInput, OutputExists, first_line
-from lorahub_edge.modules.files import is_module_folder
+from lorahub_edge.modules.hub import QUERY
 from lorahub_edge.outputs import whole_folder
 from lorahub_edge.sources import local_path, sha256_file
 
@@ -31,12 +33,13 @@ def published_modules() -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def module_specs(specs: Sequence[str]) -> list[str]:
+def module_specs(specs: Sequence[str], bases: Sequence[str] = ()) -> list[str]:
     """One spec per module, so that some can be drawn before any is loaded.
 
     Args:
         specs: "lorahub" (the published list); a folder of PEFT folders, taken in name order; a text file with one
-            spec per line; or what `load_modules` takes for one module.
+            spec per line; "hub:QUERY"; or what `load_modules` takes for one module.
+        bases: names by which the base goes; see `find_modules`.
 
     Raises:
         InvalidInput: a list file that is no text.
@@ -46,6 +49,8 @@ def module_specs(specs: Sequence[str]) -> list[str]:
         path = local_path(spec)
         if spec == MODULES:
             found += published_modules()
+        elif spec.startswith(QUERY):
+            found += [entry.spec for entry in Catalogue().pool(spec.removeprefix(QUERY), bases)]
         elif path.is_dir() and not is_module_folder(path):
             found += [str(child) for child in sorted(path.iterdir()) if is_module_folder(child)]
         elif path.is_file():

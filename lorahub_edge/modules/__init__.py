@@ -1,15 +1,14 @@
 """Modules: LoRA modules from anywhere, checked against the base and stacked for the compose kernel."""
 
+from lorahub_edge.catalogue.folders import TRAINING_ROWS
 from lorahub_edge.modules.files import (
-    CARD,
-    TRAINING_ROWS,
     LoraFactors,
     LoraModule,
     ModuleFolder,
     read_module,
     write_module,
 )
-from lorahub_edge.modules.hub import find_modules, load_modules
+from lorahub_edge.modules.hub import RUN_FORMAT, find_modules, load_modules
 from lorahub_edge.modules.in_use import FactorsInUse
 from lorahub_edge.modules.layout import STACK_DTYPES, StackLayout, Target
 from lorahub_edge.modules.null import NullModules, random_modules
@@ -20,8 +19,8 @@ from lorahub_edge.modules.stored import can_map, load_stack
 from lorahub_edge.modules.truncate import RankCut, cut_rank
 
 __all__ = [
-    "CARD",
     "COMPOSITIONS",
+    "RUN_FORMAT",
     "STACK_DTYPES",
     "TRAINING_ROWS",
     "FactorsInUse",

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lorahub_edge.base.config import MAX_NUMBER
+from lorahub_edge.catalogue.folders import CONFIG_FILE, MAX_CONFIG_BYTES
 from lorahub_edge.errors import UnsupportedFormat
 from lorahub_edge.modules.patterns import Patterns
 from lorahub_edge.sources import read_json
-
-CONFIG_FILE = "adapter_config.json"
-MAX_CONFIG_BYTES = 1 << 20
 
 # Settings that change what a module computes, and the values under which it is a plain LoRA.
 _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {

@@ -14,20 +14,12 @@ from safetensors.torch import load_file
 from lorahub_edge.base.checkpoint import load_bin
 from lorahub_edge.errors import UnsupportedFormat, refused_as
 
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 
 # "….q.lora_A.weight"; some tools keep PEFT's adapter name: "….q.lora_A.default.weight"
 _KEY = re.compile(r"(?P<target>.+)\.lora_(?P<factor>[AB])(\.(?P<adapter>[^.]+))?\.weight")
 _MAX_TENSORS = 100_000
 _DTYPES = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
-
-
-def weights_of(folder: Path) -> Path:
-    weights = next((folder / n for n in WEIGHT_FILES if (folder / n).is_file()), None)
-    if weights is None:
-        raise UnsupportedFormat(f"module {folder}: expected {' or '.join(WEIGHT_FILES)}, found neither")
-    return weights
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lorahub_edge.catalogue.folders import CONFIG_FILE, WEIGHT_FILES, weights_of
 from lorahub_edge.errors import UnsupportedFormat
-from lorahub_edge.modules.adapter_config import CONFIG_FILE, AdapterConfig, read_config
+from lorahub_edge.modules.adapter_config import AdapterConfig, read_config
 from lorahub_edge.modules.adapter_weights import (
     PREFIX,
-    WEIGHT_FILES,
     Header,
     factor_keys,
     headers_of,
     tensors_of,
-    weights_of,
 )
-
-# Beside a module's own files, for people and for choosing among many modules: a model card, and a few training rows.
-CARD, TRAINING_ROWS = "README.md", "training_rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -102,12 +98,14 @@ class ModuleFolder:
     Attributes:
         name, spec, revision: see `LoraModule`.
         folder: PEFT's.
+        words: what it says of itself, where a catalogue has kept it; None for what its folder says.
     """
 
     name: str
     folder: Path
     spec: str = ""
     revision: str | None = None
+    words: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -152,11 +150,6 @@ class ModuleFolder:
             A, B = (_factor(headers[key], tensors, key, where) for key in pair)
             factors[target] = LoraFactors(A, B, scalings[target])
         return LoraModule(self.name, factors, self.files, self.spec, self.revision, config.base_name)
-
-
-def is_module_folder(folder: Path) -> bool:
-    """Whether a folder looks like one PEFT adapter."""
-    return (folder / CONFIG_FILE).is_file()
 
 
 def read_module(folder: str | Path, *, name: str | None = None) -> LoraModule:

@@ -1,19 +1,22 @@
-"""load_modules: specs (embedded names, folders, folders of folders, list files, Hub ids) -> LoRA modules."""
+"""load_modules: specs (embedded names, folders, list files, Hub ids, queries of the catalogue) -> LoRA modules."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lorahub_edge import pocket
-from lorahub_edge.errors import InvalidInput, first_line, printable
-from lorahub_edge.modules.adapter_config import CONFIG_FILE
-from lorahub_edge.modules.adapter_weights import WEIGHT_FILES
-from lorahub_edge.modules.files import CARD, TRAINING_ROWS, LoraModule, ModuleFolder, is_module_folder
-from lorahub_edge.sources import Source, local_path, resolve
+from lorahub_edge.catalogue import Catalogue
+from lorahub_edge.catalogue.folders import folders_of
+from lorahub_edge.errors import InvalidInput, printable, refused_as
+from lorahub_edge.modules.files import LoraModule, ModuleFolder
+from lorahub_edge.sources import local_path, record_of, sha256_files
 
+RUN_FORMAT = "lorahub-edge-run/1"
+QUERY = "hub:"
 _MAX_LIST_BYTES = 10**7
 
 
@@ -33,20 +36,19 @@ def load_modules(specs: str | Path | Iterable[str | Path]) -> list[LoraModule]:
     return [module.read() for module in find_modules(specs)]
 
 
-def find_modules(specs: str | Path | Iterable[str | Path]) -> list[ModuleFolder]:
+def find_modules(specs: str | Path | Iterable[str | Path], *, bases: Sequence[str] = ()) -> list[ModuleFolder]:
     """The folders of all modules that the specs name, in order, not read yet; downloads those on the Hub.
 
     Args:
         specs: see `load_modules`.
+        bases: names by which the base goes: the catalogue's modules for other bases are left out.
 
     Raises:
-        InvalidInput: nothing of that name, or a folder whose name has control characters.
+        InvalidInput: nothing of that name, a folder whose name has control characters, or a module of the catalogue or
+            of a run that is not what it was.
     """
-    modules = [
-        ModuleFolder(name, source.folder, source.spec, source.revision)
-        for spec in _flatten([specs] if isinstance(specs, (str, Path)) else specs)
-        for name, source in _folders(spec)
-    ]
+    listed = [specs] if isinstance(specs, (str, Path)) else specs
+    modules = [module for spec in map(str, listed) for module in _found(spec, bases)]
     if not modules:
         raise InvalidInput("no LoRA modules were given; expected at least one folder, embedded name or Hub id")
     modules = _with_unique_names(modules)
@@ -56,17 +58,18 @@ def find_modules(specs: str | Path | Iterable[str | Path]) -> list[ModuleFolder]
     return modules
 
 
-def embedded_modules() -> dict[str, Path]:
-    """Embedded name -> folder."""
-    return {f"pocket/{name}": pocket.modules_folder() / name for name in pocket.module_names()}
-
-
-def _flatten(specs: Iterable[str | Path]) -> list[str]:
-    flat: list[str] = []
-    for spec in map(str, specs):
-        path = local_path(spec)
-        flat += _lines(path) if os.path.isfile(path) else [spec]
-    return flat
+def _found(spec: str, bases: Sequence[str], *, in_list: bool = False) -> Iterator[ModuleFolder]:
+    path = local_path(spec)
+    if spec.startswith(QUERY):
+        entries = Catalogue().pool(spec.removeprefix(QUERY), bases)
+        yield from (ModuleFolder(e.name, e.folder, e.spec, e.revision, e.words) for e in entries)
+    elif in_list or not os.path.isfile(path):
+        yield from (ModuleFolder(name, s.folder, s.spec, s.revision) for name, s in folders_of(spec))
+    elif record := record_of(path, RUN_FORMAT):
+        yield from _of_run(record, path)
+    else:
+        for line in _lines(path):
+            yield from _found(line, bases, in_list=True)
 
 
 def _lines(path: Path) -> list[str]:
@@ -82,32 +85,28 @@ def _lines(path: Path) -> list[str]:
     return [str(path.parent / line) if os.path.isdir(path.parent / line) else line for line in lines if line]
 
 
-def _folders(spec: str) -> list[tuple[str, Source]]:
-    if spec == "pocket":
-        return [(name.partition("/")[2], Source(name, folder)) for name, folder in embedded_modules().items()]
-    source = resolve(spec, embedded=embedded_modules(), choose_files=_choose_files, kind="module")
-    if is_module_folder(source.folder):
-        name = source.folder.name if source.revision is None else spec
-        return [(name, source)]
-    try:
-        children = sorted(p for p in source.folder.iterdir() if p.is_dir() and is_module_folder(p))
-    except OSError as error:
-        raise InvalidInput(f"module folder {source.folder}: cannot be listed ({first_line(error)})") from error
-    if not children:
-        raise InvalidInput(f"module folder {source.folder} has no {CONFIG_FILE}, and neither has any folder in it")
-    return [(p.name, Source(str(p), p, source.revision)) for p in children]
-
-
-def _choose_files(names: Sequence[str], pick: str | None) -> list[str]:
-    if pick is not None:
-        raise InvalidInput(f"'{pick}' picks a file of a base; a module has one")
-    weights = next((n for n in WEIGHT_FILES if n in names), None)
-    return [CONFIG_FILE, *filter(None, [weights]), *(name for name in (CARD, TRAINING_ROWS) if name in names)]
+def _of_run(record: Mapping[str, Any], path: Path) -> list[ModuleFolder]:
+    """The modules that a run searched, in its order, if their files are still what they were."""
+    with refused_as(f"{path}: its modules cannot be read"):
+        listed = [(str(m["name"]), str(m["spec"]), m["revision"], dict(m["files"])) for m in record["modules"]]
+    found = []
+    for name, spec, revision, files in listed:
+        is_hub_id = revision is not None and not os.path.isdir(local_path(spec))
+        places = folders_of(f"{spec.partition('@')[0]}@{revision}" if is_hub_id else spec)
+        source = places[0][1]
+        module = ModuleFolder(name, source.folder, source.spec, source.revision)
+        if len(places) > 1 or sha256_files(module.files) != files:
+            raise InvalidInput(
+                f"module '{name}' of run {path.parent}: {source.folder} is not what the run used; "
+                "see lorahub-edge hub verify"
+            )
+        found.append(module)
+    return found
 
 
 def _with_unique_names(modules: list[ModuleFolder]) -> list[ModuleFolder]:
     """Told apart by the parent folder where names collide, and by the whole spec where that collides too."""
     for rename in (lambda m: f"{m.folder.parent.name}/{m.name}", lambda m: m.spec):
-        names = [m.name for m in modules]
-        modules = [replace(m, name=rename(m)) if names.count(m.name) > 1 else m for m in modules]
+        n_named = Counter(m.name for m in modules)
+        modules = [replace(m, name=rename(m)) if n_named[m.name] > 1 else m for m in modules]
     return modules

@@ -11,7 +11,7 @@ from lorahub_edge.adaptation.memory_plan import MemoryExceeded, MemoryPlan, choo
 from lorahub_edge.adaptation.prefilter import choose_unread
 from lorahub_edge.adaptation.run_folder import is_finished
 from lorahub_edge.adaptation.settings import RunSettings
-from lorahub_edge.adaptation.stages import Opened, encode, plan_memory
+from lorahub_edge.adaptation.stages import Found, Opened, encode, plan_memory
 from lorahub_edge.adaptation.task import Task
 from lorahub_edge.base import open_base
 from lorahub_edge.cache import Cache, content_hashes
@@ -83,14 +83,16 @@ class Preparer:
         return Prepared(point, key, folder, plans)
 
     def _open(self, pool: str) -> tuple[Opened, list[Any]]:
-        modules = find_modules(self._file.pools[pool])
+        source = self._base.source
+        modules = find_modules(self._file.pools[pool], bases=(source.spec, str(source.folder)))
         outlines = [module.outline() for module in modules]
-        warn_of_other_bases(outlines, self._base.source)
-        layout = StackLayout.of(outlines, self._base.linear_shapes(), self._base.source.spec)
+        warn_of_other_bases(outlines, source)
+        layout = StackLayout.of(outlines, self._base.linear_shapes(), source.spec)
         return Opened(self._base, modules, layout), module_hashes(modules, self._cache)
 
     def _plans(self, pool: Opened, task: Task, settings: RunSettings) -> Sequence[MemoryPlan]:
-        opened, _ = choose_unread(pool, task, settings)
+        found, _ = choose_unread(Found(pool.base, pool.modules, pool.specs), task, settings)
+        opened = pool.only([pool.modules.index(module) for module in found.modules])
         plans = plan_memory(opened, encode(opened, task, settings), settings, self._cache)
         mapped = [plan for plan in plans if plan.mapping == "mmap"]
         return mapped if self._is_shared and mapped else plans

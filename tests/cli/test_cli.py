@@ -14,8 +14,8 @@ from lorahub_edge.cli import app
 from tests import tiny
 
 COMMANDS = [
-    "adapt", "bench", "doctor", "evaluate", "export", "merge", "modules", "plan", "predict", "serve", "sweep", "tasks",
-    "train", "verify",
+    "adapt", "bench", "doctor", "evaluate", "export", "hub", "merge", "modules", "plan", "predict", "serve", "sweep",
+    "tasks", "train", "verify",
 ]  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def test_help_names_every_command_and_every_option_has_help(call):
     assert sorted(commands) == sorted(COMMANDS)
     for command in COMMANDS:
         assert command in text
-    commands |= {f"bench {name}": command for name, command in commands.pop("bench").commands.items()}
+    for group in ("bench", "hub"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     for command in commands:
         assert "Example: " in call(*command.split(), "--help").stdout
     assert [p.name for c in commands.values() for p in c.params if p.name != "help" and not p.help] == []

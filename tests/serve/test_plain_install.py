@@ -40,6 +40,8 @@ said = {" ".join(words): call(*words) for words in (
     ["--help"], ["--version"], ["adapt", "--help"], ["doctor"], ["evaluate", folder, "--data", rows],
     ["adapt"], ["plan"], ["export", folder, "--out", "x"], ["merge", run, "--out", "x"], ["verify", folder],
     ["train", rows, "--out", "x"], ["bench", "quality"], ["predict", run],
+    ["hub", "add", "pocket", "--catalogue", "c"], ["hub", "search", "sound", "--catalogue", "c"],
+    ["hub", "verify", "--catalogue", "c"], ["hub", "add", "org/name", "--catalogue", "c"],
 )}
 said["predict"] = call("predict", folder, input="is red a dog ?\\n")
 
@@ -49,7 +51,7 @@ from lorahub_edge.serve.server import make_server
 from lorahub_edge.serve.server_settings import ServerSettings
 
 said["api"] = {}
-for name in sorted({*lorahub_edge.__all__} - {"load_adapted", "ExportedModel"}):
+for name in sorted({*lorahub_edge.__all__} - {"load_adapted", "ExportedModel", "Catalogue"}):
     try:
         getattr(lorahub_edge, name)
     except ImportError as error:
@@ -133,6 +135,14 @@ def test_an_exported_folder_is_answered_scored_and_served(said):
     [(exit_code, stdout, _)] = [result for command, result in said.items() if command.startswith("evaluate ")]
     assert exit_code == 0
     assert stdout.startswith("exact match ")
+
+
+def test_the_catalogue_works_and_says_what_the_hub_needs(said):
+    results = {words: result for words, result in said.items() if words.startswith("hub ")}
+    added, found, verified, from_hub = results.values()
+    assert added[0] == found[0] == verified[0] == 0
+    assert found[1].startswith("found 1 in c")
+    assert from_hub == [1, "", f"error: add needs huggingface_hub, {REMEDY}\n"]
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "adapt --help", "doctor"])
