@@ -165,7 +165,7 @@ class Catalogue:
             names: none for all.
 
         Raises:
-            InvalidInput: a name that is not there. NotInstalled: Hub modules in a plain install.
+            InvalidInput: a name that is not there.
 
         Cost: reads every file.
         """

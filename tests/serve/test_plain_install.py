@@ -41,7 +41,7 @@ said = {" ".join(words): call(*words) for words in (
     ["adapt"], ["plan"], ["export", folder, "--out", "x"], ["merge", run, "--out", "x"], ["verify", folder],
     ["train", rows, "--out", "x"], ["bench", "quality"], ["predict", run],
     ["hub", "add", "pocket", "--catalogue", "c"], ["hub", "search", "sound", "--catalogue", "c"],
-    ["hub", "verify", "--catalogue", "c"], ["hub", "add", "org/name", "--catalogue", "c"],
+    ["hub", "verify", "--catalogue", "c"],
 )}
 said["predict"] = call("predict", folder, input="is red a dog ?\\n")
 
@@ -137,12 +137,10 @@ def test_an_exported_folder_is_answered_scored_and_served(said):
     assert stdout.startswith("exact match ")
 
 
-def test_the_catalogue_works_and_says_what_the_hub_needs(said):
-    results = {words: result for words, result in said.items() if words.startswith("hub ")}
-    added, found, verified, from_hub = results.values()
-    assert added[0] == found[0] == verified[0] == 0
-    assert found[1].startswith("found 1 in c")
-    assert from_hub == [1, "", f"error: add needs huggingface_hub, {REMEDY}\n"]
+def test_the_catalogue_needs_no_torch(said):
+    results = [result for words, result in said.items() if words.startswith("hub ")]
+    assert [result[::2] for result in results] == [[0, ""]] * 3
+    assert results[1][1].startswith("found 1 in c")
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "adapt --help", "doctor"])
