@@ -61,7 +61,7 @@ class Check:
 
     Attributes:
         name: the module's.
-        faults: "adapter_model.safetensors: changed", "main of the Hub is now at COMMIT", ...; empty if all is well.
+        faults: "adapter_model.safetensors: changed", "org/name has moved on the Hub, to COMMIT", ...; empty if all is well.
     """
 
     name: str
