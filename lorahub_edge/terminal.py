@@ -245,26 +245,30 @@ def print_verification(report: Mapping[str, Any]) -> None:
 
 
 def print_entries(entries: Sequence[Entry]) -> None:
-    """Modules of the catalogue, a line each."""
+    """Modules of the catalogue, a line each; what else is known of one, `print_entry` shows."""
     if not entries:
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("module", "base", "rank", "alpha", "targets", "weights", "size", "licence"):
-        right = column in ("rank", "alpha", "size")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    table.add_column("module", no_wrap=True)  # a name is typed again
+    table.add_column("base", overflow="fold")
+    for column in ("rank", "size"):
+        table.add_column(column, justify="right")
+    table.add_column("licence")
     for e in entries:
-        numbers, size = (f"{e.rank:g}", f"{e.alpha:g}"), f"{e.n_bytes / 1e6:.1f} MB"
-        table.add_row(e.name, e.base or "", *numbers, " ".join(e.targets), e.weights, size, e.licence or "")
+        base = (e.base or "").rpartition("/")[2]
+        table.add_row(e.name, base, f"{e.rank:g}", f"{e.n_bytes / 1e6:.1f} MB", e.licence or "")
     answers.print(table)
 
 
 def print_entry(entry: Entry) -> None:
-    """One module of the catalogue: its line, its places and hashes, its card."""
+    """One module of the catalogue: what it is, where it is, its hashes, its card."""
     answers.print(f"{entry.name}, added {entry.added}", style="bold", soft_wrap=True)
-    print_entries([entry])
-    where = {"added as": entry.asked, "folder": str(entry.folder), "revision": entry.revision or ""}
+    lora = f"rank {entry.rank:g}, alpha {entry.alpha:g}, on {', '.join(entry.targets)}"
+    weights = f"{entry.weights}, {entry.n_bytes / 1e6:.1f} MB"
+    known = {"base": entry.base, "lora": lora, "weights": weights, "licence": entry.licence}
+    places = {"added as": entry.asked, "folder": str(entry.folder), "revision": entry.revision}
     hashes = {name: f"sha256 {record.sha256}" for name, record in entry.files.items()}
-    for name, text in {**where, "tags": ", ".join(entry.tags), **hashes}.items():
+    for name, text in {**known, "tags": ", ".join(entry.tags), **places, **hashes}.items():
         if text:
             answers.print(f"{name}: {text}", soft_wrap=True)
     for line in ("", *entry.card.splitlines()):

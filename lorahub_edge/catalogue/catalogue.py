@@ -61,7 +61,8 @@ class Check:
 
     Attributes:
         name: the module's.
-        faults: "adapter_model.safetensors: changed", "org/name has moved on the Hub, to COMMIT", ...; empty if all is well.
+        faults: such as "adapter_model.safetensors: changed" and "org/name has moved on the Hub, to COMMIT"; empty if
+            all is well.
     """
 
     name: str

@@ -150,12 +150,13 @@ def test_the_commands_say_first_what_happened(few, tmp_path):
     added = call("add", few, few / "none", exit_code=1)
     first, heading, *lines = added.stdout.splitlines()
     assert first.startswith("added 4, updated 0, unchanged 0, refused 1; catalogue: ")
-    assert heading.split() == ["module", "base", "rank", "alpha", "targets", "weights", "size", "licence"]
-    assert [line.split()[:5] for line in lines] == [[f"m{k}", "4", "8", "q", "v"] for k in range(4)]
+    assert heading.split() == ["module", "base", "rank", "size", "licence"]
+    assert [line.split() for line in lines] == [[f"m{k}", "4", "0.0", "MB"] for k in range(4)]
     assert added.stderr.startswith("error: module ")
     assert call("list").stdout.startswith("catalogue of 4: ")
     assert call("search", "m1", "--rank", 4).stdout.startswith("found 1 in ")
     assert call("search", "m1", "--rank", 5).stdout.startswith("found 0 in ")
+    assert "lora: rank 4, alpha 8, on q, v" in call("show", "m1").stdout.splitlines()
     shown = json.loads(call("show", "m1", "--json").stdout)
     assert (shown["name"], shown["rank"], shown["folder"]) == ("m1", 4, str(few / "m1"))
     assert set(shown["files"]) >= {"adapter_config.json", "adapter_model.safetensors"}
