@@ -16,7 +16,7 @@ from lorahub_edge.cli import app
 
 COMMANDS = typer.main.get_command(app)
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
 TYPED = re.compile(r"^ *(?:Example: )?(?:[A-Z_]+=\S+ |[^|`\n]+\| )?lorahub-edge +(\S.*)$", re.MULTILINE)
 
 

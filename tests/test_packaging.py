@@ -37,6 +37,7 @@ def test_both_distributions_are_of_one_version() -> None:
     cpu, cuda = read(ROOT), read(CUDA)
     version = cpu["project"]["version"]
     assert lorahub_edge.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert cuda["project"]["version"] == version
     assert cuda["project"]["dependencies"] == [f"lorahub-edge=={version}"]
     assert runpy.run_path(str(CUDA / "lorahub_edge_cuda" / "__init__.py"))["__version__"] == version
