@@ -24,6 +24,7 @@ from lorahub_edge.sources import local_path
 ADAPTER_FORMAT = "lorahub-edge-adapter/1"
 ADAPTERS, ADAPTER_SUFFIX, ONNX_ADAPTER_SUFFIX = "adapters", ".safetensors", ".onnx_adapter"
 NO_ADAPTER = "none"
+_MAX_BYTES = 1 << 30
 SCALE_INPUT = "lora_scale"  # of a graph: (rows, 1, rank), ones unless it is given
 
 
@@ -108,6 +109,8 @@ def read_adapter(path: Path, record: Mapping[str, Any]) -> Adapter:
         UnsupportedFormat: not an adapter file, a broken one, or one that is not what was exported.
         InvalidInput: made for another base, or for targets that the graphs do not take.
     """
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        raise UnsupportedFormat(f"adapter {path}: expected a file of at most {_MAX_BYTES >> 30} GiB")
     with refused_as(f"adapter {path}: expected a file that lorahub-edge export --with-adapter wrote"):
         content = path.read_bytes()  # not mapped: whoever cuts a mapped file ends the process that reads it
         tensors = load(content)

@@ -18,7 +18,7 @@ from lorahub_edge.exporting.source import ExportSource
 from lorahub_edge.integrity import sealed
 from lorahub_edge.outputs import locked
 from lorahub_edge.serve import OnnxModel, generate, open_folder
-from lorahub_edge.serve.adapter import tensors_sha256
+from lorahub_edge.serve.adapter import read_adapter, tensors_sha256
 from tests import tiny
 from tests.exporting.conftest import with_other_factors
 
@@ -249,6 +249,16 @@ def test_what_is_no_adapter_is_refused(shared, exported, run, tmp_path):
     change(path)
     with pytest.raises(InvalidInput, match=r"graphs take no 'lm_head\.lora_A'"):
         open_folder(shared, adapter=path)
+
+
+def test_what_has_no_end_is_refused_before_it_is_read(shared, tmp_path):
+    record = open_folder(shared, adapter="none").record
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    with open(tmp_path / "sparse.safetensors", "wb") as file:
+        file.truncate(2 << 30)
+    for name in ("zero", "sparse"):
+        with pytest.raises(UnsupportedFormat, match="expected a file of at most 1 GiB"):
+            read_adapter(tmp_path / f"{name}.safetensors", record)
 
 
 def test_a_folder_whose_record_of_adapters_is_broken_is_refused(shared, tmp_path):

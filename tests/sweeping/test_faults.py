@@ -64,20 +64,20 @@ def start(study, folder, *more):
 
 
 def read_until(process, done):
-    """Events until so many points are done, and another one has been started."""
-    events = []
+    """Events until so many points are done and another one has been started; and the workers, who are there by then."""
+    events, workers = [], []
     for line in process.stdout:
         events.append(json.loads(line))
+        workers = workers or workers_of(process.pid)
         if len(names(events, "done")) >= done and kind_of(events[-1]) == "started":
             break
-    return events
+    return events, workers
 
 
 @pytest.mark.parametrize(("how", "n_workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_a_sweep_whose_driver_ends_goes_on(study, undisturbed, tmp_path, how, n_workers):
     process = start(study, tmp_path, "--workers", str(n_workers), "--threads", "1")
-    events = read_until(process, 2)
-    workers = workers_of(process.pid)
+    events, workers = read_until(process, 1)
     process.send_signal(how)
     rest, errors = process.communicate(timeout=60)
     events += [json.loads(line) for line in rest.splitlines()]
