@@ -13,15 +13,8 @@ python -m bench.serve_adapters FOLDER ADAPTER    # an exported folder made with 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
-import json
-import os
-import random
 import shutil
-import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +27,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from bench.records import RESULTS, append, make_record, say
-from bench.serve_many import HEADERS, service
+from bench.serve_load import ask, service
+from bench.timing import in_turns
 from lorahub_edge.serve import OnnxModel, open_folder
 from lorahub_edge.serve.adapter import Adapter, Mix, input_names, read_adapter
 
 BENCH = "serve-adapters"
-_REPEATS = 15
+_REPEATS = 13
 _N_POSITIONS = 128
 Timed = Callable[[], object]
 
@@ -71,39 +65,22 @@ def _keep(options: argparse.Namespace, setup: dict[str, Any], metrics: dict[str,
 
 def memory(options: argparse.Namespace, n: int) -> dict[str, Any]:
     """Resident bytes of the service with so many files of adapters, when it is ready and when each has answered."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        free.close()
+    with tempfile.TemporaryDirectory() as folder:
         for k in range(n):
             shutil.copy(options.adapter, Path(folder) / f"adapter{k}.safetensors")
-        command = [
-            str(Path(sys.executable).with_name("lorahub-edge")),
-            "serve",
-            str(options.folder),
-            "--port",
-            str(port),
-        ]
-        command += ["--threads", str(options.threads), *(["--adapter", folder] if n else [])]
+        given = ["--threads", str(options.threads), *(["--adapter", folder] if n else [])]
         started = time.perf_counter()
-        with service(command, dict(os.environ), port) as pid:
+        with service(options.folder, *given) as (port, process):
             seconds = time.perf_counter() - started
-            ready = _resident(pid)
+            ready = _resident(process.pid)
             for k in range(n):
-                _ask(port, f"adapter{k}")
-            return {"start_s": seconds, "ready": ready, "used": _resident(pid)}
+                ask(port, "a question", 2, model=f"adapter{k}")
+            return {"start_s": seconds, "ready": ready, "used": _resident(process.pid)}
 
 
 def _resident(pid: int) -> dict[str, int]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {f"{name}_bytes": int(fields[name].split()[0]) << 10 for name in ("VmHWM", "RssAnon", "RssFile")}
-
-
-def _ask(port: int, model: str) -> None:
-    body = json.dumps({"model": model, "prompt": "a question", "max_tokens": 2})
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("POST", "/v1/completions", body, HEADERS)
-        if (status := connection.getresponse().status) != 200:
-            raise SystemExit(f"{model}: answer {status}")
 
 
 def steps(model: OnnxModel, adapter: Adapter, n: int, n_threads: int) -> dict[str, Any]:
@@ -118,7 +95,8 @@ def steps(model: OnnxModel, adapter: Adapter, n: int, n_threads: int) -> dict[st
     rows = [_step_of(model, [mix]) for mix in mixes["stack"]]
     timed["groups"] = lambda: [step() for step in rows]
     timed |= side_paths(adapter, n, n_threads)
-    return {f"{name}_ms": median for name, median in _medians(timed).items()}
+    samples = in_turns(timed, n_repeats=_REPEATS)
+    return {f"{name}_ms": 1e3 * statistics.median(seconds) for name, seconds in samples.items()}
 
 
 def _step_of(model: OnnxModel, mixes: Sequence[Mix]) -> Timed:
@@ -185,17 +163,6 @@ def _run_of(nodes: list[Any], feeds: Mapping[str, NDArray[Any]], outputs: list[s
     session = onnxruntime.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for name, v in feeds.items()}
     return lambda: session.run_with_ort_values(outputs, values)
-
-
-def _medians(timed: Mapping[str, Timed]) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    rng = random.Random(0)
-    for _ in range(_REPEATS):
-        for name in rng.sample(list(timed), len(timed)):
-            started = time.perf_counter()
-            timed[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: 1e3 * statistics.median(values[2:]) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -134,9 +134,10 @@ def peak_bytes(pid: int) -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
-def _ask(port: int, prompt: str, max_tokens: int) -> str:
+def ask(port: int, prompt: str, max_tokens: int, **fields: str) -> str:
+    """The text of one whole answer; fields are the request's others, such as its model."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
-        raw = json.dumps({"prompt": prompt, "max_tokens": max_tokens})
+        raw = json.dumps({"prompt": prompt, "max_tokens": max_tokens, **fields})
         connection.request("POST", "/v1/completions", raw, JSON)
         return str(json.loads(connection.getresponse().read())["choices"][0]["text"])
 
@@ -152,13 +153,13 @@ def main() -> None:
     words = sorted(open_folder(options.folder).tokenizer.get_vocab())[:200]
     prompts = [" ".join(random.Random(k).choices(words, k=20)) for k in range(50)]
     with service(options.folder, "--max-waiting", str(options.max_waiting), "--threads", "2") as (port, process):
-        before, memory_before = _ask(port, prompts[0], options.max_tokens), peak_bytes(process.pid)
+        before, memory_before = ask(port, prompts[0], options.max_tokens), peak_bytes(process.pid)
         started = time.perf_counter()
         outcomes = load(
             port, prompts, n_clients=options.clients, n_requests=options.requests, max_tokens=options.max_tokens
         )
         seconds = time.perf_counter() - started
-        same = _ask(port, prompts[0], options.max_tokens) == before
+        same = ask(port, prompts[0], options.max_tokens) == before
         memory_after = peak_bytes(process.pid)
         process.send_signal(signal.SIGTERM)
         exit_code = process.wait(60)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorahub_edge.commands import JsonOption, one_line_errors
 from lorahub_edge.json_text import to_json
 from lorahub_edge.terminal import answers, messages, print_entries, print_entry, print_faults
+
+if TYPE_CHECKING:
+    from lorahub_edge.catalogue import Entry
 
 hub = typer.Typer(help="Keep a catalogue of LoRA modules, and choose among thousands by what they say of themselves.")
 
@@ -71,11 +75,7 @@ def list_(catalogue: CatalogueOption = None, as_json: JsonOption = False) -> Non
 
     source = Catalogue(catalogue)
     entries = source.entries()
-    if as_json:
-        typer.echo(to_json([entry.as_record() for entry in entries]))
-    else:
-        answers.print(f"catalogue of {len(entries)}: {source.path}", style="bold", soft_wrap=True)
-        print_entries(entries)
+    _show(entries, f"catalogue of {len(entries)}: {source.path}", as_json=as_json)
 
 
 @hub.command()
@@ -103,11 +103,7 @@ def search(
     rank = query.rank if rank is None else rank
     query = replace(query, base=base or query.base, rank=rank, licence=licence or query.licence)
     entries = source.search(query)
-    if as_json:
-        typer.echo(to_json([entry.as_record() for entry in entries]))
-    else:
-        answers.print(f"found {len(entries)} in {source.path}", style="bold", soft_wrap=True)
-        print_entries(entries)
+    _show(entries, f"found {len(entries)} in {source.path}", as_json=as_json)
 
 
 @hub.command()
@@ -170,8 +166,13 @@ def remove(names: NamesArgument, catalogue: CatalogueOption = None, as_json: Jso
 
     target = Catalogue(catalogue)
     removed = target.remove(names)
+    _show(removed, f"removed {len(removed)} from {target.path}; the files stay", as_json=as_json)
+
+
+def _show(entries: Sequence[Entry], headline: str, *, as_json: bool) -> None:
+    """What happened and to which modules, or these alone as JSON."""
     if as_json:
-        typer.echo(to_json([entry.as_record() for entry in removed]))
+        typer.echo(to_json([entry.as_record() for entry in entries]))
     else:
-        answers.print(f"removed {len(removed)} from {target.path}; the files stay", style="bold", soft_wrap=True)
-        print_entries(removed)
+        answers.print(headline, style="bold", soft_wrap=True)
+        print_entries(entries)

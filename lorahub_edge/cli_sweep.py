@@ -93,8 +93,7 @@ def _json_lines() -> Iterator[Callable[[Event], None]]:
 def _plain_lines() -> Iterator[Callable[[Event], None]]:
     def show(event: Event) -> None:
         if event.kind not in ("known", "started"):
-            reason = f": {event.reason}" if event.reason else ""
-            messages.print(f"{event.point} {_WORDS[event.kind]}{reason}; {_standing(event)}", soft_wrap=True)
+            messages.print(f"{_news(event)}; {_standing(event)}", soft_wrap=True)
 
     yield show
 
@@ -109,7 +108,7 @@ def _live() -> Iterator[Callable[[Event], None]]:
 
         def show(event: Event) -> None:
             if event.kind in ("failed", "lost"):
-                messages.print(f"{event.point} {_WORDS[event.kind]}{f': {event.reason}' if event.reason else ''}")
+                messages.print(_news(event))
             table = Table(box=None, show_header=False, pad_edge=False)
             table.add_row(_standing(event), style="bold")
             for name in event.running:
@@ -117,6 +116,10 @@ def _live() -> Iterator[Callable[[Event], None]]:
             live.update(table)
 
         yield show
+
+
+def _news(event: Event) -> str:
+    return f"{event.point} {_WORDS[event.kind]}" + (f": {event.reason}" if event.reason else "")
 
 
 def _standing(event: Event) -> str:

@@ -43,6 +43,11 @@ class Source:
     revision: str | None = None
     pick: str | None = None
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """By which others may know it: as it was asked for, and where it lies."""
+        return self.spec, str(self.folder)
+
 
 def resolve(spec: str, *, embedded: Mapping[str, Path], choose_files: ChooseFiles, kind: str) -> Source:
     """Find the folder that `spec` names, downloading it from the Hub if it is neither embedded nor local.

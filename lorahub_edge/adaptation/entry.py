@@ -9,13 +9,14 @@ from typing import Any
 from lorahub_edge.adaptation.job import Job
 from lorahub_edge.adaptation.journal import Journals
 from lorahub_edge.adaptation.memory_plan import MemoryPlan, check_budget, choose_plan, memory_errors
-from lorahub_edge.adaptation.prefilter import LossFilter, choose_unread
+from lorahub_edge.adaptation.prefilter import Choice, LossFilter, choose_unread
 from lorahub_edge.adaptation.progress import OnProgress, Progress
 from lorahub_edge.adaptation.run import Run
 from lorahub_edge.adaptation.run_folder import RunFolder
 from lorahub_edge.adaptation.settings import RunSettings
 from lorahub_edge.adaptation.stages import (
     ContentHashes,
+    Opened,
     encode,
     evaluation_inputs,
     find_inputs,
@@ -176,8 +177,7 @@ def run_task(
     on_progress(Progress("load", 0, 1))
     if not isinstance(base, Base):  # before anything is downloaded
         need_device(resolve_device(settings.device))
-    found, choice = choose_unread(find_inputs(base, modules, settings, stopwatch), task, settings)
-    opened = open_inputs(found, stopwatch)
+    opened, choice = _opened(base, modules, task, settings, stopwatch)
     encoded = encode(opened, task, settings)
     n_searched = settings.n_searched(len(opened.modules))
     search = settings.search(n_searched)
@@ -262,9 +262,16 @@ def plan(
         choose_modules=choose_modules,
     )
     task = load_task(examples, test, n_examples=n_examples, example_seed=example_seed, n_test=n_test)
-    found, _ = choose_unread(find_inputs(base, modules, settings, stopwatch := Stopwatch()), task, settings)
-    opened = open_inputs(found, stopwatch)
+    opened, _ = _opened(base, modules, task, settings, Stopwatch())
     return plan_memory(opened, encode(opened, task, settings), settings, chosen_cache(cache))
+
+
+def _opened(
+    base: str | Path | Base, modules: Any, task: Task, settings: RunSettings, stopwatch: Stopwatch
+) -> tuple[Opened, Choice | None]:
+    """Base and modules, of which only those are opened that the choice has left."""
+    found, choice = choose_unread(find_inputs(base, modules, settings, stopwatch), task, settings)
+    return open_inputs(found, stopwatch), choice
 
 
 def chosen_cache(cache: Cache | bool) -> Cache | None:

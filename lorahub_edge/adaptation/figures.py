@@ -67,9 +67,14 @@ def _best_so_far(losses: Sequence[tuple[float, float]]) -> list[tuple[int, float
     return steps
 
 
+def in_use(coefficients: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Names and coefficients that are not zero, the largest first."""
+    return sorted(((n, c) for n, c in coefficients.items() if c), key=lambda pair: -abs(pair[1]))
+
+
 def bars(coefficients: Mapping[str, float]) -> str:
     """One bar for each coefficient that is not zero, the largest first; the others by name, folded."""
-    ranked = sorted(((n, c) for n, c in coefficients.items() if c), key=lambda pair: -abs(pair[1]))
+    ranked = in_use(coefficients)
     zero = [name for name, value in coefficients.items() if not value]
     largest = max((abs(value) for _, value in ranked), default=1.0)
     rows = "".join(_bar(name, value, _LONGEST_BAR * abs(value) / largest) for name, value in ranked)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorahub_edge.adaptation.controls import ADAPTED, BEST_MEAN, BEST_SINGLE, CONSTANT_ANSWER, RANDOM_NULL, ZERO_SHOT
-from lorahub_edge.adaptation.figures import bars, curve, text
+from lorahub_edge.adaptation.figures import bars, curve, in_use, text
 from lorahub_edge.tasks.score import SCORES, STRICT_NOTE, loss_text
 
 _SHOWN = 600  # characters of a sample's text
@@ -92,10 +92,9 @@ def notebook_html(report: Mapping[str, Any]) -> str:
 
 def coefficients_text(coefficients: Mapping[str, float], n: int = 6) -> str:
     """The largest coefficients, and how many others there are that are not zero."""
-    ranked = sorted(coefficients.items(), key=lambda pair: -abs(pair[1]))
-    in_use = [(name, value) for name, value in ranked if value != 0]
-    listed = ", ".join(f"{name} {value:+.2f}" for name, value in in_use[:n]) or "none"
-    left, zero = len(in_use[n:]), len(ranked) - len(in_use)
+    ranked = in_use(coefficients)
+    listed = ", ".join(f"{name} {value:+.2f}" for name, value in ranked[:n]) or "none"
+    left, zero = len(ranked[n:]), len(coefficients) - len(ranked)
     more = (f" and {left} smaller" if left else "") + (f"; {zero} at zero" if zero else "")
     return f"coefficients: {listed}{more}"
 

@@ -78,8 +78,7 @@ def find_inputs(base: str | Path | Base, modules: Any, settings: RunSettings, st
         known = [m for m in given if isinstance(m, (LoraModule, ModuleFolder))]
         if given and len(known) == len(given):
             return Found(opened, known, ())
-        bases = (opened.source.spec, str(opened.source.folder))
-        return Found(opened, find_modules(given, bases=bases), tuple(map(str, given)))
+        return Found(opened, find_modules(given, bases=opened.source.names), tuple(map(str, given)))
 
 
 def open_inputs(found: Found, stopwatch: Stopwatch) -> Opened:

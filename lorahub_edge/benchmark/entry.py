@@ -222,4 +222,4 @@ def _only(tasks: list[TaskRows], names: Sequence[str]) -> list[TaskRows]:
 
 
 def _names_of(base: str | Path | Base) -> tuple[str, ...]:
-    return (base.source.spec, str(base.source.folder)) if isinstance(base, Base) else (str(base),)
+    return base.source.names if isinstance(base, Base) else (str(base),)

@@ -25,8 +25,7 @@ def other_bases(modules: Sequence[LoraModule | ModuleFolder], base: Source) -> d
 
     See `is_base` for when two names mean one base. A module that names none is not listed.
     """
-    ours = (base.spec, str(base.folder))
-    return {m.name: m.base_name for m in modules if m.base_name and not is_base(m.base_name, ours)}
+    return {m.name: m.base_name for m in modules if m.base_name and not is_base(m.base_name, base.names)}
 
 
 def warn_of_other_bases(modules: Sequence[LoraModule | ModuleFolder], base: Source) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from lorahub_edge.errors import InvalidInput, NotInstalled, first_line
+from lorahub_edge.errors import InvalidInput, first_line, needed_by
 from lorahub_edge.scheduling.units import Function, Held, Result, attempt, begin
 
 LOCAL = "local"
@@ -32,10 +32,8 @@ def connected(address: str) -> Iterator[list[float]]:
         InvalidInput: no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with needed_by("--ray", extra="ray"):
         import ray
-    except ModuleNotFoundError as error:
-        raise NotInstalled("--ray needs ray, which is not installed; pip install 'lorahub-edge[ray]'") from error
     was_connected = ray.is_initialized()
     if not was_connected:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorahub_edge.adaptation.settings import MAX_SEED, RunSettings, check_numbers
+from lorahub_edge.benchmark.quality import FIRST_EXAMPLE_SEED
 from lorahub_edge.errors import InvalidInput, first_line
 from lorahub_edge.sources import local_path
 
@@ -29,9 +30,6 @@ _OF_TASK = ("n_examples", "example_seed", "n_test")
 _OF_RUN = {
     f.name: str(f.type) for f in dataclasses.fields(RunSettings) if f.name not in ("preset", "seed", "max_memory")
 }
-
-# Search seed k goes with the k-th draw of examples, as in `bench quality`.
-FIRST_EXAMPLE_SEED = 42
 
 
 @dataclass(frozen=True)

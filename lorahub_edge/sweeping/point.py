@@ -86,8 +86,7 @@ def _run_into(unit: Unit, held: Held, folder: Path) -> None:
         held["base"] = load_base(file.base, precision=settings.precision, device=settings.device, cache=cache)
         held["base hashes"] = content_hashes(held["base"].weight_files, cache)
     if (pool := f"pool {point.pool}") not in held:
-        source = held["base"].source
-        held[pool] = find_modules(file.pools[point.pool], bases=(source.spec, str(source.folder)))
+        held[pool] = find_modules(file.pools[point.pool], bases=held["base"].source.names)
     task = point.load_task(file)
     if key_of(task, settings, held["base hashes"], module_hashes(held[pool], cache)) != unit.key:
         raise InvalidInput(

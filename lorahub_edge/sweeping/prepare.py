@@ -11,11 +11,12 @@ from lorahub_edge.adaptation.memory_plan import MemoryExceeded, MemoryPlan, choo
 from lorahub_edge.adaptation.prefilter import choose_unread
 from lorahub_edge.adaptation.run_folder import is_finished
 from lorahub_edge.adaptation.settings import RunSettings
-from lorahub_edge.adaptation.stages import Found, Opened, encode, plan_memory
+from lorahub_edge.adaptation.stages import Found, Opened, encode, open_inputs, plan_memory
 from lorahub_edge.adaptation.task import Task
 from lorahub_edge.base import open_base
 from lorahub_edge.cache import Cache, content_hashes
-from lorahub_edge.modules import StackLayout, find_modules, warn_of_other_bases
+from lorahub_edge.measure import Stopwatch
+from lorahub_edge.modules import find_modules
 from lorahub_edge.sweeping.file import SweepFile
 from lorahub_edge.sweeping.points import Point, key_of, module_hashes
 
@@ -83,12 +84,8 @@ class Preparer:
         return Prepared(point, key, folder, plans)
 
     def _open(self, pool: str) -> tuple[Opened, list[Any]]:
-        source = self._base.source
-        modules = find_modules(self._file.pools[pool], bases=(source.spec, str(source.folder)))
-        outlines = [module.outline() for module in modules]
-        warn_of_other_bases(outlines, source)
-        layout = StackLayout.of(outlines, self._base.linear_shapes(), source.spec)
-        return Opened(self._base, modules, layout), module_hashes(modules, self._cache)
+        modules = find_modules(self._file.pools[pool], bases=self._base.source.names)
+        return open_inputs(Found(self._base, modules, ()), Stopwatch()), module_hashes(modules, self._cache)
 
     def _plans(self, pool: Opened, task: Task, settings: RunSettings) -> Sequence[MemoryPlan]:
         found, _ = choose_unread(Found(pool.base, pool.modules, pool.specs), task, settings)

@@ -19,6 +19,7 @@ from lorahub_edge.adaptation.controls import (
 )
 from lorahub_edge.adaptation.run_folder import MANIFEST, REPORT_JSON
 from lorahub_edge.benchmark.points import standard_error
+from lorahub_edge.benchmark.summary import with_error
 from lorahub_edge.sources import read_json
 from lorahub_edge.sweeping.points import Point
 
@@ -84,7 +85,7 @@ class Cell:
         return "-" if self.mean is None else f"{self.mean:.1f}"
 
     def __str__(self) -> str:
-        return self.mean_text if self.standard_error is None else f"{self.mean_text} ± {self.standard_error:.1f}"
+        return with_error(self.values) if self.values else self.mean_text
 
 
 @dataclass(frozen=True)
