@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 
 import pytest
 
@@ -19,6 +20,14 @@ def settled(swept):
     """All of a sweep's results but for what they cost."""
     report = swept.report()
     return {**report, "points": [{k: v for k, v in row.items() if k != "costs"} for row in report["points"]]}
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C counts here and in processes that are started; where tests run in the background it may be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

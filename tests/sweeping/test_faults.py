@@ -75,6 +75,7 @@ def read_until(process, done):
 
 
 @pytest.mark.parametrize(("how", "n_workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_sweep_whose_driver_ends_goes_on(study, undisturbed, tmp_path, how, n_workers):
     process = start(study, tmp_path, "--workers", str(n_workers), "--threads", "1")
     events, workers = read_until(process, 1)

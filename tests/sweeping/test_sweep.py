@@ -130,6 +130,7 @@ def test_a_full_disk_is_a_failure_of_its_point_and_costs_no_evaluation(study, sw
     assert len(kinds(events)["started"]) == 2
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_sweep_and_the_same_call_goes_on(study, sweep, events, undisturbed, tmp_path, monkeypatch):
     fill, is_told = PopulationForward._fill, False
 
